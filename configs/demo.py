@@ -1,0 +1,56 @@
+"""The demo: a tiny WavLM learns spoken commands from scratch, on a synthetic corpus made by espeak-ng.
+
+    python scripts/train_flax.py --config configs/demo.py
+
+Hardware: any; 2 CPU cores are enough. Needs nothing but `pip install -e '.[demo]'`.
+Expected: WER at most 0.05 on sentences and voices that are not in the training set.
+"""
+
+from flax_wavlm.config import WavLMConfig
+from flax_wavlm.train_config import (
+    DataSettings,
+    LoopSettings,
+    ModelSettings,
+    OptimSettings,
+    Overrides,
+    SyntheticSettings,
+    TrainConfig,
+)
+
+
+def get_config() -> TrainConfig:
+    architecture = WavLMConfig(
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=512,
+        conv_dim=(64,) * 7,
+        feat_extract_norm="layer",
+        do_stable_layer_norm=True,
+        num_conv_pos_embeddings=32,
+    )
+    return TrainConfig(
+        name="demo",
+        seed=0,
+        model=ModelSettings(
+            config=architecture,
+            freeze_feature_encoder=False,
+            overrides=Overrides(
+                hidden_dropout=0.0,
+                attention_dropout=0.0,
+                activation_dropout=0.0,
+                feat_proj_dropout=0.0,
+                final_dropout=0.0,
+                layerdrop=0.0,
+                mask_time_prob=0.05,
+            ),
+        ),
+        data=DataSettings(
+            corpus="synthetic",
+            path="runs/synthetic-speech",
+            buckets=3,
+            synthetic=SyntheticSettings(train_clips=1200, test_clips=100),
+        ),
+        train=LoopSettings(batch_size=16, steps=800, eval_batch_size=20, eval_every=200, log_every=50),
+        optim=OptimSettings(learning_rate=1e-3, warmup_steps=100, weight_decay=0.005),
+    )

@@ -1,0 +1,123 @@
+"""Any audio file to mono samples at 16 kHz, through libsndfile (soundfile) and soxr."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from flax_wavlm.errors import UserError
+
+SAMPLE_RATE = 16_000
+
+_UNKNOWN_LENGTH = 2**63 - 1  # libsndfile's SF_COUNT_MAX: a FLAC stream whose header leaves the length open
+# libsndfile shortens a truncated RIFF, AIFF or AU file's length in silence, and notes it only in its log.
+_SHORTENED = re.compile(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_STREAMED = 0x7FFF_0000  # from here up, the size is the placeholder of a program that wrote into a pipe
+_NIST_SAMPLE_COUNT = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
+
+
+def read_audio(source: Path | bytes, name: str = "") -> np.ndarray:
+    """Samples [N] of an audio file, mono at 16 kHz.
+
+    Reads whatever libsndfile does, by content and not by extension: RIFF, NIST SPHERE, FLAC, MP3, OGG.
+
+    Args:
+        source: the file, or the whole file's bytes.
+        name: what errors call it; a path names itself.
+
+    Returns:
+        int16 where the file is 16-bit PCM, mono, 16 kHz: the exact samples in half the memory. Otherwise
+        float32 with full scale 1.0: the mean of the channels, resampled by soxr at its HQ quality.
+
+    Raises:
+        UserError: no such file, no permission, not audio, no samples, cut short, or NaN or Inf in it.
+    """
+    name = name or _name(source)
+    with _open(source, name) as (file, head):
+        exact = file.subtype == "PCM_16" and file.channels == 1 and file.samplerate == SAMPLE_RATE
+        if file.frames == _UNKNOWN_LENGTH:
+            raise UserError(
+                f"{name}: the header leaves the length open (a FLAC stream written into a pipe), expected a "
+                "number of samples. Convert the file, for example with `ffmpeg -i IN OUT.flac`."
+            )
+        samples = file.read(dtype="int16" if exact else "float32", always_2d=True)
+        promised = _promised_frames(file, head)
+        rate = file.samplerate
+    if len(samples) < promised:
+        raise UserError(
+            f"{name}: the audio is cut short: {len(samples)} samples, expected the {promised} of its header. "
+            "Copy or download the file again, as binary: a copy in text mode loses bytes here and there, and "
+            "what follows a lost byte is noise."
+        )
+    if bad := samples.size - np.count_nonzero(np.isfinite(samples)):
+        raise UserError(
+            f"{name}: {bad} samples are NaN or Inf, expected finite ones. Write the file again, or remove "
+            "the clip from the data."
+        )
+    mono = samples[:, 0] if exact else samples.mean(axis=1)
+    if rate != SAMPLE_RATE:
+        import soxr
+
+        mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
+    if len(mono) == 0:
+        raise UserError(
+            f"{name}: the audio file has 0 samples, expected speech. Remove the clip from the data."
+        )
+    return mono
+
+
+def duration_seconds(source: Path | bytes, name: str = "") -> float | None:
+    """Length in seconds by the header alone; None where the header leaves it open (a streamed FLAC).
+
+    Raises UserError as `read_audio` does for a file that cannot be opened.
+    """
+    with _open(source, name or _name(source)) as (file, _):
+        return None if file.frames == _UNKNOWN_LENGTH else file.frames / file.samplerate
+
+
+def _name(source: Path | bytes) -> str:
+    return f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
+
+
+@contextmanager
+def _open(source: Path | bytes, name: str) -> Iterator[tuple[soundfile.SoundFile, bytes]]:
+    """The opened file and its first 1,024 bytes; errors inside the `with` become UserErrors too."""
+    try:
+        # FileIO is unbuffered: libsndfile then finds the descriptor where we left it.
+        with io.BytesIO(source) if isinstance(source, bytes) else io.FileIO(source) as stream:
+            head = stream.read(1024)
+            if not head:
+                raise UserError(f"{name}: the file is empty, expected audio. Copy or download it again.")
+            stream.seek(0)
+            # By descriptor: by name, soundfile would take a .raw extension for headerless samples.
+            handle = stream if isinstance(source, bytes) else stream.fileno()
+            with soundfile.SoundFile(handle, closefd=False) as file:
+                yield file, head
+    except OSError as error:
+        raise UserError(
+            f"{name}: cannot read it ({error.strerror or error}), expected an audio file. Check the path "
+            "and its permissions."
+        ) from error
+    except soundfile.LibsndfileError as error:
+        raise UserError(
+            f"{name}: libsndfile cannot decode it ({error.error_string}). Expected a whole WAV, NIST SPHERE, "
+            "FLAC, MP3 or OGG file: copy it again, or convert it to WAV."
+        ) from error
+
+
+def _promised_frames(file: soundfile.SoundFile, head: bytes) -> int:
+    """The number of frames that the header states, where libsndfile's own may be what it found."""
+    if head.startswith(b"NIST_1A") and (count := _NIST_SAMPLE_COUNT.search(head)):
+        return int(count[1])
+    if shortened := _SHORTENED.search(file.extra_info):
+        stated, present = int(shortened[1]), int(shortened[2])
+        # Both in bytes, and the compression is constant: scale the frames that libsndfile found.
+        if present > 0 and stated < _STREAMED:
+            return file.frames * stated // present
+    return file.frames

@@ -1,0 +1,371 @@
+"""From utterances to arrays of a few fixed shapes: decode once, group by length, pad, prefetch.
+
+A training batch is a pure function of the clips, the seed and the step. Nothing here holds a random
+state, so a resumed run, a run on other hosts and somebody who wants to look at the batch of step 7,312
+all compute the same one; the only state to checkpoint is the number of the next step.
+
+    n  clips          B  rows of the batch over all processes      N  padded samples of a batch
+    S  batches        b  rows of this process, B / processes       L  padded labels of a data set
+
+A batch is a dict of NumPy arrays:
+
+    input_values    float32 [b, N]   preprocessed clip by clip, then padded with zeros
+    lengths         int32 [b]        real samples of each row
+    labels          int32 [b, L]     character ids, padded with zeros
+    label_lengths   int32 [b]        real labels of each row
+    valid           bool [b]         False on filler rows
+    clip            int32 [b]        index into the list of clips, -1 on filler rows
+
+Filler rows complete the last batch of an epoch. They are silence as long as the batch and have no
+labels: every computation on them is finite, and `valid` keeps them out of every sum.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from flax_wavlm.audio import SAMPLE_RATE, read_audio
+from flax_wavlm.corpora import Skipped, Utterance
+from flax_wavlm.errors import UserError
+from flax_wavlm.text import CTCTokenizer
+
+Batch = dict[str, np.ndarray]
+Preprocess = Callable[[np.ndarray], np.ndarray]  # samples [N] -> float32 [N]
+
+FILLER = -1  # stands where a clip's index would
+
+
+# ---------------------------------------------------------------------------------------------- clips
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """One decoded utterance that can be trained on or evaluated."""
+
+    id: str
+    samples: np.ndarray  # int16 or float32 [N], mono, 16 kHz
+    labels: np.ndarray  # int32 [L], no blanks
+    text: str  # the normalised reference
+    speaker: str
+
+
+def min_ctc_frames(labels: np.ndarray) -> int:
+    """Fewest frames in which CTC can say `labels` [L]: equal neighbours need a blank between them."""
+    return len(labels) + int(np.count_nonzero(labels[1:] == labels[:-1]))
+
+
+def decode_clips(
+    utterances: Iterable[Utterance],
+    tokenizer: CTCTokenizer,
+    *,
+    frame_count: Callable[[int], int],
+    max_seconds: float | None = None,
+    drop_infeasible: bool = True,
+    threads: int | None = None,
+) -> tuple[list[Clip], list[Skipped]]:
+    """Decode every utterance once, in parallel; keep the order.
+
+    Args:
+        frame_count: the model's frames for a number of samples.
+        max_seconds: skip clips of this length *and longer* (the seed's recipe: shorter than 4.0 s).
+        drop_infeasible: skip clips whose labels do not fit their frames. For training. An evaluation
+            keeps them: their text is scored like any other, and the loss masks them.
+        threads: None = what `ThreadPoolExecutor` chooses.
+
+    Returns the clips, and each clip that cannot be used with its reason, "kind: details".
+    """
+    max_samples = math.inf if max_seconds is None else max_seconds * SAMPLE_RATE
+
+    def decode(utterance: Utterance) -> Clip | Skipped:
+        text = tokenizer.normalise(utterance.text)
+        if not text:
+            return Skipped(utterance.id, f"no text after normalisation: {utterance.text!r}")
+        try:
+            labels = np.asarray(tokenizer.encode(text), np.int32)
+        except UserError as error:
+            return Skipped(utterance.id, f"unusable text: {error}")
+        try:
+            if isinstance(utterance.audio, Path):
+                samples = read_audio(utterance.audio)
+            else:
+                samples = read_audio(utterance.audio(), utterance.id)
+        except UserError as error:
+            return Skipped(utterance.id, f"unreadable audio: {error}")
+        if len(samples) >= max_samples:
+            seconds = len(samples) / SAMPLE_RATE
+            return Skipped(utterance.id, f"too long: {seconds:.2f} s, must be under {max_seconds:g} s")
+        frames = frame_count(len(samples))
+        if frames < 1:
+            return Skipped(utterance.id, f"too short: {len(samples)} samples make no frame")
+        needed = min_ctc_frames(labels)
+        if drop_infeasible and needed > frames:
+            return Skipped(utterance.id, f"labels longer than frames: {needed} frames needed, {frames} there")
+        return Clip(utterance.id, samples, labels, text, utterance.speaker)
+
+    with ThreadPoolExecutor(threads) as pool:
+        decoded = list(pool.map(decode, utterances))
+    clips = [clip for clip in decoded if isinstance(clip, Clip)]
+    skipped = [clip for clip in decoded if isinstance(clip, Skipped)]
+    return clips, skipped
+
+
+def describe_skipped(skipped: Sequence[Skipped], examples: int = 3) -> str:
+    """One line for each kind of reason, the most frequent first; "" if nothing was skipped.
+
+    The kind is what stands before the reason's first colon.
+    """
+    kinds: dict[str, list[Skipped]] = {}
+    for clip in skipped:
+        kinds.setdefault(clip.reason.partition(":")[0], []).append(clip)
+    lines = []
+    for kind, clips in sorted(kinds.items(), key=lambda item: -len(item[1])):
+        shown = ", ".join(clip.id for clip in clips[:examples])
+        more = ", ..." if len(clips) > examples else ""
+        details = clips[0].reason.partition(":")[2]
+        first = f" (the first:{details})" if details else ""
+        lines.append(f"skipped {len(clips):,} - {kind}: {shown}{more}{first}")
+    return "\n".join(lines)
+
+
+# -------------------------------------------------------------------------------------------- buckets
+
+
+def choose_buckets(
+    lengths: Sequence[int] | np.ndarray, n_buckets: int, *, multiple: int = 320
+) -> tuple[int, ...]:
+    """The padded lengths, at most `n_buckets`, that pad clips of these lengths [n] least. Ascending.
+
+    Every bucket is a multiple of `multiple` samples (320 = one frame of WavLM's conv stem), and the last
+    one holds the longest clip. Exact: dynamic programming over the m distinct rounded lengths, in
+    O(n log n + n_buckets m^2).
+    """
+    if len(lengths) == 0:
+        raise UserError("no clips to choose bucket lengths for")
+    if n_buckets < 1:
+        raise UserError(f"at least one bucket is needed, got {n_buckets}")
+    rounded = -(-np.asarray(lengths, np.int64) // multiple) * multiple
+    sizes, counts = np.unique(rounded, return_counts=True)  # [m]
+    below = np.concatenate([[0], np.cumsum(counts)])  # [m + 1], clips in the first i sizes
+    m = len(sizes)
+
+    # cost[j]: fewest padded samples that hold the first j sizes in the buckets so far. Doubles are exact
+    # here: 2**53 samples are 18,000 years.
+    cost = np.full(m + 1, np.inf)
+    cost[0] = 0
+    splits = []
+    for _ in range(min(n_buckets, m)):
+        longer, split = np.full(m + 1, np.inf), np.zeros(m + 1, np.int64)
+        for j in range(1, m + 1):  # the new bucket holds sizes i ... j - 1, padded to the last of them
+            totals = cost[:j] + sizes[j - 1] * (below[j] - below[:j])
+            split[j] = np.argmin(totals)
+            longer[j] = totals[split[j]]
+        cost = longer
+        splits.append(split)
+
+    buckets, j = [], m
+    for split in reversed(splits):
+        buckets.append(int(sizes[j - 1]))
+        j = split[j]
+    return tuple(reversed(buckets))
+
+
+# --------------------------------------------------------------------------------------------- plans
+
+
+class Plan(NamedTuple):
+    """Which clips make which batch, over all processes."""
+
+    rows: np.ndarray  # int32 [S, B], indices of clips, FILLER in the rows that are left over
+    samples: np.ndarray  # int64 [S], each batch's N
+
+    def padding(self, lengths: np.ndarray) -> float:
+        """Share of the plan's samples that are not a clip's, filler rows included."""
+        real = lengths[self.rows[self.rows != FILLER]].sum()
+        return 1 - float(real / (self.samples.sum() * self.rows.shape[1]))
+
+
+def plan_epoch(
+    lengths: np.ndarray, batch_size: int, buckets: Sequence[int], *, seed: int, epoch: int
+) -> Plan:
+    """Every clip once, in ceil(n / batch_size) random batches of similar lengths [n].
+
+    As Hugging Face's LengthGroupedSampler: shuffle, sort by length within megabatches of 50 batches, or
+    fewer so that there are at least four of them, cut. A clip then meets other clips in every epoch. Unlike
+    there, the batches are shuffled too: lengths do not fall steadily through each megabatch.
+    """
+    # Sorting random words makes a permutation that no NumPy version changes: bit streams are promised to
+    # stay, Generator.permutation is not (NEP 19). Philox is counter-based: any two keys are independent.
+    random = np.random.Philox(key=np.array([seed, epoch], np.uint64))
+    shuffled = np.argsort(random.random_raw(len(lengths)), kind="stable")
+    per_megabatch = batch_size * min(50, max(1, len(lengths) // (4 * batch_size)))
+    megabatch = np.arange(len(lengths)) // per_megabatch
+    by_length = shuffled[np.lexsort((-lengths[shuffled], megabatch))]
+    plan = _cut(by_length, lengths, batch_size, buckets)
+    order = np.argsort(random.random_raw(len(plan.rows)), kind="stable")
+    return Plan(plan.rows[order], plan.samples[order])
+
+
+def _cut(order: np.ndarray, lengths: np.ndarray, batch_size: int, buckets: Sequence[int]) -> Plan:
+    """Consecutive batches of the clips in `order` [n], each padded to the smallest bucket that holds it."""
+    sizes = np.sort(np.asarray(buckets, np.int64))
+    if lengths.max() > sizes[-1]:
+        raise UserError(f"a clip of {lengths.max()} samples does not fit the longest bucket, {sizes[-1]}")
+    steps = -(-len(order) // batch_size)
+    rows = np.full((steps, batch_size), FILLER, np.int32)
+    rows.flat[: len(order)] = order
+    longest = np.where(rows == FILLER, 0, lengths[rows]).max(axis=1)
+    return Plan(rows, sizes[np.searchsorted(sizes, longest)])
+
+
+def _own_rows(batch_size: int, process_index: int, process_count: int) -> slice:
+    """This process's share of a batch's rows."""
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(f"batch size {batch_size} cannot be shared equally by {process_count} process(es)")
+    share = batch_size // process_count
+    return slice(process_index * share, (process_index + 1) * share)
+
+
+def _lengths(clips: Sequence[Clip]) -> np.ndarray:
+    if not clips:
+        raise UserError("there are no usable clips")
+    return np.array([len(clip.samples) for clip in clips], np.int64)
+
+
+def _label_width(clips: Sequence[Clip]) -> int:
+    """One L for the whole data set, so that labels never cause another shape to compile."""
+    return -(-max(1, *(len(clip.labels) for clip in clips)) // 8) * 8
+
+
+def _collate(
+    clips: Sequence[Clip], rows: np.ndarray, samples: int, labels: int, preprocess: Preprocess
+) -> Batch:
+    """The arrays of `rows` [b], padded to N = samples and L = labels."""
+    batch = {
+        "input_values": np.zeros((len(rows), samples), np.float32),
+        "lengths": np.full(len(rows), samples, np.int32),
+        "labels": np.zeros((len(rows), labels), np.int32),
+        "label_lengths": np.zeros(len(rows), np.int32),
+        "valid": rows != FILLER,
+        "clip": rows.astype(np.int32),
+    }
+    for row in np.flatnonzero(batch["valid"]):
+        clip = clips[rows[row]]
+        batch["input_values"][row, : len(clip.samples)] = preprocess(clip.samples)
+        batch["lengths"][row] = len(clip.samples)
+        batch["labels"][row, : len(clip.labels)] = clip.labels
+        batch["label_lengths"][row] = len(clip.labels)
+    return batch
+
+
+# -------------------------------------------------------------------------------------------- batches
+
+
+class Batches:
+    """The training batches of one process, addressed by step: `batches[step]`, 0 <= step < steps.
+
+    Every process must be given the same clips in the same order, buckets and seed: each makes the same
+    plan, so all agree on every step's N, and takes its own rows of it.
+
+    Args:
+        clips: the training set.
+        batch_size: B, over all processes; must be divisible by their number.
+        buckets: padded lengths in samples, see `choose_buckets`.
+        steps: length of the run, any number of epochs.
+        seed: 0 or more.
+        preprocess: what the model hears of a clip's samples, `text.Preprocessor`.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        batch_size: int,
+        buckets: Sequence[int],
+        *,
+        steps: int,
+        seed: int,
+        preprocess: Preprocess,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        if seed < 0:
+            raise UserError(f"the seed must be 0 or more, got {seed}")
+        self.clips = clips
+        self.lengths = _lengths(clips)  # [n]
+        self.buckets = tuple(buckets)
+        self.batch_size = batch_size
+        self.steps = steps
+        self.seed = seed
+        self.preprocess = preprocess
+        self._own_rows = _own_rows(batch_size, process_index, process_count)
+        self._label_width = _label_width(clips)
+        # Two epochs, because prefetching looks over the end of one.
+        self.plan = functools.lru_cache(maxsize=2)(self._plan)
+
+    def _plan(self, epoch: int) -> Plan:
+        return plan_epoch(self.lengths, self.batch_size, self.buckets, seed=self.seed, epoch=epoch)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.clips) // self.batch_size)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} of {self.steps}")
+        epoch, position = divmod(step, self.steps_per_epoch)
+        rows, samples = self.plan(epoch)
+        own = rows[position, self._own_rows]
+        return _collate(self.clips, own, int(samples[position]), self._label_width, self.preprocess)
+
+    def clip_ids(self, step: int) -> list[str]:
+        """Names of the clips in `step`'s batch, over all processes."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        rows = self.plan(epoch).rows[position]
+        return [self.clips[row].id for row in rows if row != FILLER]
+
+
+def train_iterator(
+    batches: Batches, *, start_step: int = 0, threads: int = 2, prefetch: int = 8
+) -> grain.DatasetIterator[Batch]:
+    """Iterate over `batches` from `start_step`, made by `threads` threads up to `prefetch` batches ahead.
+
+    `get_state()` and `set_state(state)` name the next step in a small JSON-able dict; they are what
+    orbax checkpoints. Prefetched batches are not part of the state.
+    """
+    if not 0 <= start_step <= len(batches):
+        raise UserError(f"cannot start at step {start_step} of a run of {len(batches)} steps")
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    iterator = iter(grain.MapDataset.source(batches).to_iter_dataset(options))
+    iterator.set_state({**iterator.get_state(), "next_index": start_step})
+    return iterator
+
+
+def eval_batches(
+    clips: Sequence[Clip],
+    batch_size: int,
+    buckets: Sequence[int],
+    *,
+    preprocess: Preprocess,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Every clip once, longest first: if the memory does not suffice, the first batch tells.
+
+    Arguments as for `Batches`. Filler rows are the last ones of the last batch.
+    """
+    lengths, own_rows = _lengths(clips), _own_rows(batch_size, process_index, process_count)
+    plan = _cut(np.argsort(-lengths, kind="stable"), lengths, batch_size, buckets)
+    labels = _label_width(clips)
+    return (
+        _collate(clips, rows[own_rows], int(samples), labels, preprocess)
+        for rows, samples in zip(*plan, strict=True)
+    )

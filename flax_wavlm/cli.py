@@ -1,0 +1,101 @@
+"""What the scripts share: flags, messages, and errors that end in one line."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from flax_wavlm.errors import UserError
+from flax_wavlm.train_config import TrainConfig, field_names
+
+USAGE = 2  # exit status of a UserError
+
+
+def run(main: Callable[[list[str]], None], *, arguments: str = "") -> None:
+    """Parses the flags, runs `main` with the other arguments, and exits; a UserError is one line, status 2.
+
+    `arguments` names what the script takes beside flags, e.g. "SOURCE FOLDER" or "FILE..."; as many must be
+    given.
+    """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises to install torch
+    _show_messages()
+    wanted = arguments.split()
+
+    def guarded(argv: Sequence[str]) -> None:
+        absl_logging.set_verbosity(
+            absl_logging.WARNING
+        )  # app.run has set it to show every library's messages
+        given = list(argv[1:])
+        try:
+            if len(given) < len(wanted) or (len(given) > len(wanted) and not arguments.endswith("...")):
+                expected = arguments or "no argument"
+                raise UserError(f"found {given}, expected {expected}; flags are written --name=value")
+            main(given)
+        except UserError as error:
+            _fail(error)
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        try:
+            check_config_flags(argv[1:])
+            return flags.FLAGS(argv)
+        except (UserError, flags.Error) as error:
+            return _fail(error)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _fail(error: Exception) -> list[str]:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(USAGE)
+
+
+def _show_messages() -> None:
+    """The library's messages, and nobody else's, on standard output."""
+    logger = logging.getLogger("flax_wavlm")
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def check_config_flags(arguments: Sequence[str]) -> None:
+    """UserError for a config file that is not there, or a field that no configuration has.
+
+    ml_collections would end in a KeyError, and accept a missing file until it is used.
+    """
+    known = field_names()
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, has_value, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and flag == "config":
+            path = Path(value if has_value else following)
+            if not path.is_file():
+                raise UserError(f"--config={path}: no such file; the recipes are in configs/")
+        if argument.startswith("-") and flag.startswith("config."):
+            name = flag.removeprefix("config.")
+            if name.startswith("model.config."):
+                raise UserError(
+                    f"--{flag}: an architecture is set in the config file; the command line can change its "
+                    "regularisation, as --config.model.overrides.NAME"
+                )
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"; did you mean --config.{near[0]}?" if near else ""
+                raise UserError(f"--{flag}: there is no such field{hint}")
+
+
+def resolve(config: TrainConfig | None, workdir: str) -> TrainConfig:
+    """The config of a --config flag with the workdir of a --workdir flag, or one named after the config."""
+    if config is None:
+        raise UserError("--config is missing, expected a recipe such as --config configs/demo.py")
+    if not isinstance(config, TrainConfig):
+        raise UserError(f"--config: get_config() gave a {type(config).__name__}, expected a TrainConfig")
+    config.workdir = workdir or config.workdir or f"runs/{config.name or 'run'}"
+    return config

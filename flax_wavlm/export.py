@@ -1,0 +1,57 @@
+"""From a run's checkpoint to a Hugging Face folder that transformers loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+
+from flax_wavlm import port, report, sharding
+from flax_wavlm.checkpoint import Checkpoints
+from flax_wavlm.config import WavLMConfig, read_json_object
+from flax_wavlm.errors import UserError
+from flax_wavlm.model import merge, structure
+
+
+def export_run(workdir: Path, output: Path, step: str = "best") -> int:
+    """Writes a run's checkpoint as a Hugging Face folder; returns its step.
+
+    The folder holds config.json, model.safetensors, the tokenizer's and the preprocessor's files, and a
+    model card (README.md) with the results table. In a run of several processes all must call.
+
+    Args:
+        workdir: the run's folder.
+        output: the folder to write; made if need be.
+        step: "best" (lowest word error rate), "latest", or a checkpoint's number.
+    Raises:
+        UserError: there is no such run or checkpoint.
+    """
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"{workdir}: has no checkpoints/, so it is not the workdir of a run")
+    run = read_json_object(workdir / "config.json")
+    config = WavLMConfig.from_hf(workdir / "processor" / "config.json")
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    try:
+        number = checkpoints.resolve(step)
+        graphdef, shapes = structure(config)
+        placement = sharding.tree_sharding(sharding.make_mesh(), shapes)
+        like = jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, placement
+        )
+        params = checkpoints.restore_params(number, like)
+    finally:
+        checkpoints.close()
+    port.save(merge(graphdef, params), output)
+    if jax.process_index() == 0:
+        port.copy_side_files(workdir / "processor", output)
+        rows = report.read_metrics(workdir / "metrics.jsonl")
+        card = report.model_card(
+            name=output.name if output.name != "export" else run["name"] or workdir.name,
+            base_model=run["model"]["checkpoint"] or None,
+            dataset=run["data"]["corpus"],
+            dataset_id=run["data"]["corpus"],
+            config=run,
+            rows=rows,
+        )
+        (output / "README.md").write_text(card, encoding="utf-8")
+    return number

@@ -1,0 +1,604 @@
+"""WavLM with a CTC head, read from top to bottom: waveform to frames, frames to states, states to logits.
+
+Chen et al. 2022, "WavLM: Large-Scale Self-Supervised Pre-Training for Full Stack Speech Processing"
+(arXiv:2110.13900); equal to `transformers`' PyTorch WavLM, whose config names it uses.
+
+Letters of shapes:
+    B clips, N samples, T frames, C channels of the feature encoder, D hidden size, F feed-forward size,
+    H heads, K head size (D / H), L layers, V vocabulary.
+
+Modules are Flax NNX; what trains them is functional. `split` turns a model into a graph definition and a
+plain nested dict of arrays, `merge` puts them together again, and no module holds a random state: a call
+with `key` is a training call (dropout, LayerDrop, SpecAugment), a call without is an evaluation.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from flax_wavlm.config import WavLMConfig
+
+Array = jax.Array
+Params = dict[str, Any]  # nested; the leaves are arrays
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "selu": jax.nn.selu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+}
+
+
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
+    """The model's structure, and its parameters as a nested dict of arrays."""
+    graphdef, state = nnx.split(model)
+    return graphdef, nnx.to_pure_dict(state)
+
+
+@functools.lru_cache(maxsize=32)
+def structure(config: WavLMConfig) -> tuple[nnx.GraphDef, Params]:
+    """`split` of the model of a configuration, with shapes in place of its arrays."""
+    return split(nnx.eval_shape(lambda: WavLMForCTC(config, nnx.Rngs(0))))
+
+
+def merge(graphdef: nnx.GraphDef, params: Params) -> Any:
+    """The model of that structure with those parameters; free of cost under jit."""
+    return nnx.merge(graphdef, nnx.State(params))
+
+
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+    """Zeroes a share `rate` of `x` and scales the rest to keep the mean; the identity without a key.
+
+    The rate is rounded to a multiple of 2**-16: 16 random bits an element cost half of what a float does.
+    """
+    dropped = round(rate * 2**16)
+    if key is None or dropped == 0:
+        return x
+    keep = jax.random.bits(key, x.shape, jnp.uint16) >= np.uint16(min(dropped, 2**16 - 1))
+    return jnp.where(keep, x / (1 - dropped / 2**16), 0) if dropped < 2**16 else jnp.zeros_like(x)
+
+
+def layer_norm(size: int, eps: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm over the last axis, in float32 whatever comes in; variance in two passes, as torch does."""
+    return nnx.LayerNorm(size, epsilon=eps, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+
+
+def linear(size_in: int, size_out: int | tuple[int, ...], config: WavLMConfig, rngs: nnx.Rngs):
+    """A dense map from the last axis to one axis (or several), initialised as the reference does."""
+    init = nnx.initializers.normal(config.initializer_range)
+    return nnx.LinearGeneral(size_in, size_out, dtype=jnp.dtype(config.dtype), kernel_init=init, rngs=rngs)
+
+
+# --- Waveform to frames -------------------------------------------------------------------------------------
+
+
+class ConvLayer(nnx.Module):
+    """Strided convolution, norm (or none), activation. Source: `WavLMLayerNormConvLayer` and its siblings."""
+
+    def __init__(self, config: WavLMConfig, index: int, rngs: nnx.Rngs):
+        size_in = config.conv_dim[index - 1] if index else 1
+        size_out = config.conv_dim[index]
+        self.config, self.index = config, index
+        self.conv = nnx.Conv(
+            size_in,
+            size_out,
+            kernel_size=config.conv_kernel[index],
+            strides=config.conv_stride[index],
+            padding="VALID",
+            use_bias=config.conv_bias,
+            dtype=jnp.dtype(config.dtype),
+            kernel_init=nnx.initializers.he_normal(),
+            rngs=rngs,
+        )
+        if config.feat_extract_norm == "layer" or index == 0:
+            self.norm = layer_norm(size_out, 1e-5, rngs)  # GroupNorm's parameters have the same shape
+
+    def __call__(self, x: Array, lengths: Array | None) -> Array:  # [B, T', C'], [B] samples
+        x = self.conv(x)
+        if self.config.feat_extract_norm == "layer":
+            x = self.norm(x)
+        elif self.index == 0:
+            x = self.group_norm(x, lengths)
+        return ACTIVATIONS[self.config.feat_extract_activation](x).astype(self.config.dtype)
+
+    def group_norm(self, x: Array, lengths: Array | None) -> Array:
+        """GroupNorm with one channel a group: every channel over time, biased variance, in float32."""
+        x = x.astype(jnp.float32)
+        where = None
+        if self.config.masked_group_norm and lengths is not None:
+            frames = jnp.maximum(self.config.frame_count(lengths, layers=1), 1)
+            where = (jnp.arange(x.shape[1]) < frames[:, None])[:, :, None]  # [B, T', 1]
+        mean = jnp.mean(x, axis=1, keepdims=True, where=where)
+        variance = jnp.mean(jnp.square(x - mean), axis=1, keepdims=True, where=where)
+        x = (x - mean) * jax.lax.rsqrt(variance + 1e-5)
+        assert self.norm.scale is not None and self.norm.bias is not None
+        return x * self.norm.scale[...] + self.norm.bias[...]
+
+
+class FeatureEncoder(nnx.Module):
+    """Waveform to frames, one each 20 ms at the released strides. Source: `WavLMFeatureEncoder`."""
+
+    def __init__(self, config: WavLMConfig, rngs: nnx.Rngs):
+        self.config = config
+        for index in range(len(config.conv_dim)):
+            setattr(self, f"conv{index}", ConvLayer(config, index, rngs))
+
+    def __call__(self, input_values: Array, lengths: Array | None = None) -> Array:
+        x = input_values[:, :, None]  # [B, N, 1]
+        for index in range(len(self.config.conv_dim)):
+            x = getattr(self, f"conv{index}")(x, lengths)
+        return x  # [B, T, C]
+
+
+class FeatureProjection(nnx.Module):
+    """Frames to the hidden size. Source: `WavLMFeatureProjection`."""
+
+    def __init__(self, config: WavLMConfig, rngs: nnx.Rngs):
+        size_in = config.conv_dim[-1]
+        bound = math.sqrt(1 / size_in)
+        self.norm = layer_norm(size_in, config.layer_norm_eps, rngs)
+        self.projection = linear(size_in, config.hidden_size, config, rngs)
+        for parameter in (self.projection.kernel, self.projection.bias):
+            value = jax.random.uniform(rngs.params(), parameter.shape, minval=-bound, maxval=bound)
+            parameter.set_value(value)
+
+    def __call__(self, x: Array) -> Array:  # [B, T, C]
+        return self.projection(self.norm(x))  # [B, T, D]
+
+
+# --- SpecAugment --------------------------------------------------------------------------------------------
+
+
+def span_mask(key: Array, lengths: Array, size: int, *, share: float, span: int, min_spans: int) -> Array:
+    """SpecAugment's mask over one axis (Park et al. 2019; wav2vec 2.0, appendix A.2), made on the device.
+
+    Each row gets `share * length / span` spans, rounded up or down at random, at least `min_spans`, with
+    distinct starts drawn uniformly; spans may overlap. A row shorter than a span gets none.
+
+    Args:
+        lengths: [B] int, the valid length of each row.
+        size: the length of the axis.
+    Returns: [B, size] bool, True where masked. Source: `_compute_mask_indices`, whose rounding is one draw
+        for the whole batch; here it is one for each row.
+    """
+    round_key, start_key = jax.random.split(key)
+    noise = jax.random.uniform(round_key, lengths.shape)
+    count = jnp.floor(share * lengths / span + noise).astype(jnp.int32)
+    count = jnp.minimum(jnp.maximum(count, min_spans), size // span)
+    starts_available = jnp.maximum(lengths - (span - 1), 0)
+    count = jnp.minimum(count, starts_available)
+
+    # The `count` positions with the smallest random numbers are a draw without replacement.
+    order = jax.random.uniform(start_key, (lengths.shape[0], size))
+    order = jnp.where(jnp.arange(size) < starts_available[:, None], order, 2.0)
+    rank = jnp.argsort(jnp.argsort(order, axis=1), axis=1)
+    started = jnp.cumsum(rank < count[:, None], axis=1)  # spans begun up to and including each position
+    ended = jnp.pad(started, ((0, 0), (span, 0)))[:, :size]
+    return started > ended
+
+
+# --- Frames to states ---------------------------------------------------------------------------------------
+
+
+def relative_buckets(frames: int, num_buckets: int, max_distance: int) -> np.ndarray:
+    """The bucket of each distance key - query, for distances -(frames - 1) ... frames - 1.
+
+    Half of the buckets for each direction; in each, half for one distance apiece and half for distances in
+    a logarithmic scale up to `max_distance` (the paper's equation 6). Returns [2 * frames - 1] int32.
+    Source: `WavLMAttention._relative_positions_bucket`, in float32 as there.
+    """
+    distance = np.arange(-(frames - 1), frames)
+    half = num_buckets // 2
+    exact = half // 2
+    steps = np.log(np.maximum(np.abs(distance), 1).astype(np.float32) / np.float32(exact))
+    steps = steps / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)
+    far = np.minimum((np.float32(exact) + steps).astype(np.int32), half - 1)
+    near = np.abs(distance).astype(np.int32)
+    return np.where(near < exact, near, far) + np.where(distance > 0, half, 0).astype(np.int32)
+
+
+@jax.custom_vjp
+def grouped_conv(x: Array, kernel: Array) -> Array:
+    """Convolution over time in groups, "same" padding, stride 1, no bias.
+
+    Its own gradient because the automatic one is slow: 13 times torch's on a CPU for the 128-tap, 16-group
+    positional convolution, and slow on GPUs as well.
+
+    Args: x [B, T, D], kernel [taps, D / groups, D]. Returns [B, T, D]; an even kernel has its extra
+        zero on the left, as the reference's (`WavLMSamePadLayer`).
+    """
+    taps = kernel.shape[0]
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1,),
+        padding=[(taps // 2, (taps - 1) // 2)],
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        feature_group_count=x.shape[-1] // kernel.shape[1],
+    )
+
+
+def _grouped_conv_forward(x: Array, kernel: Array):
+    return grouped_conv(x, kernel), (x, kernel)
+
+
+def _grouped_conv_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    taps, size, channels = kernel.shape
+    groups = channels // size
+    # dx: the same convolution with taps reversed and, in each group, inputs and outputs exchanged.
+    turned = kernel[::-1].reshape(taps, size, groups, size).transpose(0, 3, 2, 1).reshape(kernel.shape)
+    dx = jax.lax.conv_general_dilated(
+        dy,
+        turned,
+        window_strides=(1,),
+        padding=[((taps - 1) // 2, taps // 2)],
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        feature_group_count=groups,
+    )
+    # dW: for each tap, one matrix product a group of the shifted input with the output's gradient.
+    batch, time, _ = x.shape
+    padded = jnp.pad(x, ((0, 0), (taps // 2, (taps - 1) // 2), (0, 0)))
+    dy = dy.reshape(batch, time, groups, size)
+
+    def tap(index: Array) -> Array:
+        shifted = jax.lax.dynamic_slice_in_dim(padded, index, time, axis=1)
+        shifted = shifted.reshape(batch, time, groups, size)
+        return jnp.einsum("btgi,btgo->igo", shifted, dy, preferred_element_type=jnp.float32)
+
+    dw = jax.lax.map(tap, jnp.arange(taps))
+    return dx.astype(x.dtype), dw.reshape(kernel.shape).astype(kernel.dtype)
+
+
+grouped_conv.defvjp(_grouped_conv_forward, _grouped_conv_backward)
+
+
+class PositionalConv(nnx.Module):
+    """Convolutional positions, weight-normed for each tap. Source: `WavLMPositionalConvEmbedding`.
+
+    `direction` [taps, D / groups, D] and `magnitude` [taps] are torch's weight_v and weight_g.
+    """
+
+    def __init__(self, config: WavLMConfig, rngs: nnx.Rngs):
+        taps, size = config.num_conv_pos_embeddings, config.hidden_size
+        shape = (taps, size // config.num_conv_pos_embedding_groups, size)
+        scale = 2 * math.sqrt(1 / (taps * size))
+        direction = scale * jax.random.normal(rngs.params(), shape)
+        self.config = config
+        self.direction = nnx.Param(direction)
+        self.magnitude = nnx.Param(jnp.sqrt(jnp.sum(jnp.square(direction), axis=(1, 2))))
+        self.bias = nnx.Param(jnp.zeros(size))
+
+    def __call__(self, x: Array) -> Array:  # [B, T, D]
+        direction = self.direction[...]
+        norm = jnp.sqrt(jnp.sum(jnp.square(direction), axis=(1, 2), keepdims=True))
+        kernel = direction * (self.magnitude[:, None, None] / norm)
+        dtype = jnp.dtype(self.config.dtype)
+        x = grouped_conv(x.astype(dtype), kernel.astype(dtype)) + self.bias[...].astype(dtype)
+        return ACTIVATIONS[self.config.feat_extract_activation](x)
+
+
+class Attention(nnx.Module):
+    """Self-attention with a gated relative position bias (the paper's section III-B).
+
+    Source: `WavLMAttention`.
+    """
+
+    def __init__(self, config: WavLMConfig, rngs: nnx.Rngs):
+        size, heads = config.hidden_size, config.num_attention_heads
+        self.config = config
+        self.qkv = linear(size, (3, size), config, rngs)
+        self.out = linear(size, size, config, rngs)
+        self.gate = linear(size // heads, 8, config, rngs)
+        self.gate_const = nnx.Param(jnp.ones(heads))
+
+    def __call__(
+        self, x: Array, bias: Array, valid: Array | None, key: Array | None
+    ) -> Array:  # x [B, T, D], bias [H, T, T], valid [B, T]
+        config = self.config
+        batch, time, size = x.shape
+        heads = config.num_attention_heads
+        qkv = self.qkv(x).reshape(batch, time, 3, heads, size // heads)
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, T, H, K]
+        scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=jnp.float32)
+        scores = scores / math.sqrt(size // heads) + self.gates(x)[..., None] * bias
+        if valid is not None:
+            scores = jnp.where(valid[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
+        weights = dropout(jax.nn.softmax(scores), config.attention_dropout, key)  # [B, H, T, T]
+        mixed = jnp.einsum("bhts,bshk->bthk", weights.astype(v.dtype), v)
+        return self.out(mixed.reshape(batch, time, size))
+
+    def gates(self, x: Array) -> Array:
+        """The factor of the position bias for each head and query, from the attention's input: [B, H, T]."""
+        heads = self.config.num_attention_heads
+        groups = self.gate(x.reshape(*x.shape[:2], heads, -1)).astype(jnp.float32)  # [B, T, H, 8]
+        a, b = jnp.moveaxis(jax.nn.sigmoid(groups.reshape(*groups.shape[:3], 2, 4).sum(-1)), -1, 0)
+        return jnp.swapaxes(a * (b * self.gate_const[...] - 1) + 2, 1, 2)
+
+
+class FeedForward(nnx.Module):
+    """Source: `WavLMFeedForward`."""
+
+    def __init__(self, config: WavLMConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.up = linear(config.hidden_size, config.intermediate_size, config, rngs)
+        self.down = linear(config.intermediate_size, config.hidden_size, config, rngs)
+
+    def __call__(self, x: Array, key: Array | None) -> Array:  # [B, T, D]
+        x = ACTIVATIONS[self.config.hidden_act](self.up(x))  # [B, T, F]
+        return self.down(dropout(x, self.config.activation_dropout, key))
+
+
+class EncoderLayer(nnx.Module):
+    """One transformer layer. Source: `WavLMEncoderLayer`, `WavLMEncoderLayerStableLayerNorm`."""
+
+    def __init__(self, config: WavLMConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.attention = Attention(config, rngs)
+        self.attention_norm = layer_norm(config.hidden_size, config.layer_norm_eps, rngs)
+        self.feed_forward = FeedForward(config, rngs)
+        self.final_norm = layer_norm(config.hidden_size, config.layer_norm_eps, rngs)
+
+    def __call__(self, x: Array, bias: Array, valid: Array | None, key: Array | None) -> Array:
+        rate = self.config.hidden_dropout
+        keys = [None] * 4 if key is None else list(jax.random.split(key, 4))
+
+        def attend(x: Array) -> Array:
+            return dropout(self.attention(x, bias, valid, keys[0]), rate, keys[1])
+
+        def feed(x: Array) -> Array:
+            return dropout(self.feed_forward(x, keys[2]), rate, keys[3])
+
+        if self.config.do_stable_layer_norm:
+            x = x + attend(self.attention_norm(x))
+            return x + feed(self.final_norm(x))
+        x = self.attention_norm(x + attend(x))
+        return self.final_norm(x + feed(x))
+
+
+def stack_layers(config: WavLMConfig, rngs: nnx.Rngs) -> EncoderLayer:
+    """All encoder layers as one, every parameter with a leading axis [L]."""
+
+    def one(key: Array) -> Params:
+        return split(EncoderLayer(config, nnx.Rngs(key)))[1]
+
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: EncoderLayer(config, nnx.Rngs(0))))
+    return merge(graphdef, jax.vmap(one)(jax.random.split(rngs.params(), config.num_hidden_layers)))
+
+
+class Encoder(nnx.Module):
+    """Positions and the transformer layers. Source: `WavLMEncoder`, `WavLMEncoderStableLayerNorm`."""
+
+    def __init__(self, config: WavLMConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.positions = PositionalConv(config, rngs)
+        self.norm = layer_norm(config.hidden_size, config.layer_norm_eps, rngs)
+        init = nnx.initializers.normal(config.initializer_range)
+        # One table for all layers; checkpoints keep it in layer 0.
+        self.bucket_bias = nnx.Param(init(rngs.params(), (config.num_buckets, config.num_attention_heads)))
+        self.layers = stack_layers(config, rngs)
+
+    def __call__(
+        self, x: Array, valid: Array | None, key: Array | None, with_states: bool
+    ) -> tuple[Array, Array | None]:  # [B, T, D], [B, T]
+        config = self.config
+        count = config.num_hidden_layers
+        if valid is not None:
+            x = jnp.where(valid[:, :, None], x, 0)
+        x = x + self.positions(x)
+        if not config.do_stable_layer_norm:
+            x = self.norm(x)
+        keys = None
+        if key is not None:
+            input_key, layers_key = jax.random.split(key)
+            x = dropout(x, config.hidden_dropout, input_key)
+            keys = jax.random.split(layers_key, count)
+        bias = self.position_bias(x.shape[1])
+        graphdef, stacked = split(self.layers)
+
+        def body(x: Array, layer: tuple[Params, Array, Array | None]) -> tuple[Array, Array | None]:
+            params, index, key = layer
+            if key is None:
+                y = merge(graphdef, params)(x, bias, valid, None)
+            else:
+                # LayerDrop (Fan et al. 2019): a dropped layer is skipped, and layer 0 never is, since the
+                # reference's makes the position bias.
+                drop_key, key = jax.random.split(key)
+                y = merge(graphdef, params)(x, bias, valid, key)
+                keep = (jax.random.uniform(drop_key) >= config.layerdrop) | (index == 0)
+                y = jnp.where(keep, y, x)
+            return y, y if with_states else None
+
+        if config.remat != "none":
+            policy = (
+                jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
+            )
+            body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+        first = x
+        x, states = jax.lax.scan(
+            body, x, (stacked, jnp.arange(count), keys), unroll=min(config.unroll, count)
+        )
+        if config.do_stable_layer_norm:
+            x = self.norm(x)
+        if states is not None:
+            states = jnp.concatenate([first[None], states])  # [L + 1, B, T, D]
+        return x, states
+
+    def position_bias(self, time: int) -> Array:
+        """The bias of each head for every query and key before gating: [H, T, T]."""
+        config = self.config
+        buckets = relative_buckets(time, config.num_buckets, config.max_bucket_distance)
+        by_distance = self.bucket_bias[...][buckets].T  # [H, 2T - 1]
+        # Row t of a Toeplitz matrix is a window of it: distance s - t stands at T - 1 + s - t.
+        index = np.arange(time)[None, :] - np.arange(time)[:, None] + time - 1
+        return by_distance[:, index]
+
+
+class WavLM(nnx.Module):
+    """The pretrained part: waveform to hidden states. Source: `WavLMModel`."""
+
+    def __init__(self, config: WavLMConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.feature_encoder = FeatureEncoder(config, rngs)
+        self.feature_projection = FeatureProjection(config, rngs)
+        self.mask_embedding = nnx.Param(jax.random.uniform(rngs.params(), (config.hidden_size,)))
+        self.encoder = Encoder(config, rngs)
+
+    def __call__(
+        self,
+        input_values: Array,
+        lengths: Array | None = None,
+        *,
+        key: Array | None = None,
+        mask_time: Array | None = None,
+        with_states: bool = False,
+    ) -> tuple[Array, Array, Array | None]:
+        """Last hidden states [B, T, D] float32, valid frames [B] int32, all states [L + 1, B, T, D] or None.
+
+        Arguments as `WavLMForCTC.__call__`.
+        """
+        with jax.default_matmul_precision(self.config.matmul_precision):
+            features = self.feature_encoder(input_values, lengths)
+            return self.encode(features, lengths, key=key, mask_time=mask_time, with_states=with_states)
+
+    def encode(
+        self,
+        features: Array,
+        lengths: Array | None,
+        *,
+        key: Array | None = None,
+        mask_time: Array | None = None,
+        with_states: bool = False,
+    ) -> tuple[Array, Array, Array | None]:
+        """From the feature encoder's output [B, T, C] on; lengths [B] are still samples."""
+        config = self.config
+        batch, time, _ = features.shape
+        valid = None
+        frames = jnp.full(batch, time, jnp.int32)
+        if lengths is not None:
+            frames = jnp.minimum(config.frame_count(jnp.asarray(lengths, jnp.int32)), time)
+            valid = jnp.arange(time) < frames[:, None]
+        x = self.feature_projection(features).astype(jnp.float32)  # the residual stream stays float32
+        encoder_key = None
+        if key is not None:
+            dropout_key, mask_key, encoder_key = jax.random.split(key, 3)
+            x = dropout(x, config.feat_proj_dropout, dropout_key)
+            x = self.spec_augment(x, frames, mask_time, mask_key)
+        elif mask_time is not None:
+            x = self.mask_frames(x, mask_time)
+        x, states = self.encoder(x, valid, encoder_key, with_states)
+        return x, frames, states
+
+    def mask_frames(self, x: Array, mask: Array) -> Array:
+        return jnp.where(mask[:, :, None], self.mask_embedding[...], x)
+
+    def spec_augment(self, x: Array, frames: Array, mask_time: Array | None, key: Array) -> Array:
+        """Time spans become the mask embedding, feature spans 0. Source: `WavLMModel._mask_hidden_states`."""
+        config = self.config
+        batch, time, size = x.shape
+        time_key, feature_key = jax.random.split(key)
+        if mask_time is None and config.apply_spec_augment and config.mask_time_prob > 0:
+            mask_time = span_mask(
+                time_key,
+                frames,
+                time,
+                share=config.mask_time_prob,
+                span=config.mask_time_length,
+                min_spans=config.mask_time_min_masks,
+            )
+        if mask_time is not None:
+            x = self.mask_frames(x, mask_time)
+        if config.apply_spec_augment and config.mask_feature_prob > 0:
+            mask = span_mask(
+                feature_key,
+                jnp.full(batch, size, jnp.int32),
+                size,
+                share=config.mask_feature_prob,
+                span=config.mask_feature_length,
+                min_spans=config.mask_feature_min_masks,
+            )
+            x = jnp.where(mask[:, None, :], 0, x)
+        return x
+
+
+# --- States to logits ---------------------------------------------------------------------------------------
+
+
+class WavLMForCTC(nnx.Module):
+    """WavLM with a linear CTC head. Source: `transformers.WavLMForCTC`.
+
+    Build it with `WavLMForCTC(config, nnx.Rngs(seed))` for random weights, initialised as the reference's
+    are, or with `from_pretrained`.
+    """
+
+    def __init__(self, config: WavLMConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.wavlm = WavLM(config, rngs)
+        self.head = linear(config.hidden_size, config.vocab_size, config, rngs)
+
+    def __call__(
+        self,
+        input_values: Array,
+        lengths: Array | None = None,
+        *,
+        key: Array | None = None,
+        mask_time: Array | None = None,
+        with_states: bool = False,
+    ) -> tuple[Array, ...]:
+        """Logits of each frame.
+
+        Args:
+            input_values: [B, N] float, what the checkpoint's Hugging Face feature extractor would give.
+            lengths: [B] int, the real samples of each row; what follows them is padding and is neither
+                attended to nor masked. None: every row is full (transformers without an attention mask).
+            key: a key of jax.random makes it a training call, with dropout, LayerDrop and SpecAugment.
+            mask_time: [B, T] bool, frames to replace by the mask embedding, in place of SpecAugment's draw.
+            with_states: also return all hidden states.
+        Returns:
+            logits [B, T, V] float32 and frames [B] int32, the valid frames of each row; with `with_states`
+            also [L + 1, B, T, D] float32: the input of the first layer and the output of every layer.
+        Raises:
+            ValueError: the rows are shorter than one frame (`config.min_samples`).
+        """
+        config = self.config
+        if input_values.ndim != 2 or input_values.shape[1] < config.min_samples:
+            raise ValueError(
+                f"input_values has shape {input_values.shape}, expected [clips, samples] with at least "
+                f"{config.min_samples} samples, one frame of the feature encoder"
+            )
+        head_key = None
+        if key is not None:
+            key, head_key = jax.random.split(key)
+        x, frames, states = self.wavlm(
+            input_values, lengths, key=key, mask_time=mask_time, with_states=with_states
+        )
+        with jax.default_matmul_precision(config.matmul_precision):
+            logits = self.head(dropout(x, config.final_dropout, head_key)).astype(jnp.float32)
+        return (logits, frames) if states is None else (logits, frames, states)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **overrides: Any) -> WavLMForCTC:
+        """A model from a Hugging Face folder or hub id, Microsoft's .pt, or torchaudio's state dict.
+
+        `overrides` replace fields of its WavLMConfig, e.g. `dtype="bfloat16"`. See `flax_wavlm.port.load`.
+        """
+        from flax_wavlm import port
+
+        return port.load(source, overrides=overrides)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes config.json and model.safetensors; `transformers.WavLMForCTC.from_pretrained` loads them."""
+        from flax_wavlm import port
+
+        port.save(self, Path(folder))

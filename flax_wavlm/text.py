@@ -1,0 +1,312 @@
+"""Text to label ids and back, and the Hugging Face files that keep both in step with the CTC head.
+
+One numbering holds everywhere: a label id is a line of the tokenizer, a column of the CTC head, and the CTC
+blank is the tokenizer's pad token, as in transformers' Wav2Vec2CTCTokenizer and WavLMForCTC.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flax_wavlm.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import Wav2Vec2CTCTokenizer
+
+WORD_DELIMITER = "|"
+UNKNOWN = "[UNK]"
+PAD = "[PAD]"
+
+_DELETED = str.maketrans("", "", ',?.!-;:"')
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
+_TOKENIZER_FILES = ["vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
+_PREPROCESSOR_FILES = ["preprocessor_config.json", "processor_config.json"]
+
+
+def normalise(text: str) -> str:
+    """The seed recipe's rule: delete the characters `, ? . ! - ; : "`, then lower-case.
+
+    A deleted hyphen merges its two words ("semi-heights" becomes "semiheights"). Runs of white space become
+    one space and the ends are stripped, so that a label never has two word delimiters in a row.
+    """
+    return " ".join(text.translate(_DELETED).lower().split())
+
+
+def vocabulary(texts: Iterable[str]) -> dict[str, int]:
+    """Character to label id, from texts that are already normalised.
+
+    Letters first and sorted, then the other characters sorted, `|` for the space, `[UNK]`, `[PAD]`. The order
+    depends on nothing but the set of characters. English gives a-z = 0-25, ' = 26, | = 27, [UNK] = 28,
+    [PAD] = 29. Raises UserError where the texts have no character at all.
+    """
+    characters = set().union(*texts) - {" ", WORD_DELIMITER}
+    if not characters:
+        raise UserError(
+            "The vocabulary would be empty: no text holds a single character. Expected the corpus's "
+            "transcripts; check the data's text column."
+        )
+    ordered = sorted(characters, key=lambda c: (not c.isalpha(), c))
+    return {token: id for id, token in enumerate([*ordered, WORD_DELIMITER, UNKNOWN, PAD])}
+
+
+class CTCTokenizer:
+    """transformers' Wav2Vec2CTCTokenizer with the few things a CTC model asks of it.
+
+    Attributes:
+        blank_id: the CTC blank, which is the pad token's id.
+        size: width of the CTC head: every id of the vocabulary and of the added tokens (<s>, </s>).
+        special_ids: ids that stand for no character: pad, unknown, begin and end of sentence. The word
+            delimiter stands for a space and is not among them.
+    """
+
+    def __init__(self, tokenizer: Wav2Vec2CTCTokenizer, source: str = "the tokenizer"):
+        """Wraps a loaded tokenizer, which errors call `source`.
+
+        Raises UserError where the pad token or the word delimiter is missing, or the ids are not 0..size-1.
+        """
+        for role, token in (
+            ("pad token", tokenizer.pad_token),
+            ("word delimiter", tokenizer.word_delimiter_token),
+        ):
+            # transformers adds a missing pad token behind the vocabulary, where no trained head has a column.
+            if token not in tokenizer.encoder:
+                raise UserError(
+                    f"{source}: the {role} {token!r} is not in vocab.json. Expected it among the "
+                    f"{len(tokenizer.encoder)} tokens there; name the right one in tokenizer_config.json."
+                )
+        self.size = len(tokenizer)
+        ids = Counter(tokenizer.get_vocab().values())
+        if wrong := sorted((set(range(self.size)) ^ set(ids)) | {id for id in ids if ids[id] > 1}):
+            raise UserError(
+                f"{source}: token ids that are missing, repeated or too high: {wrong[:10]}. Expected each of "
+                f"0 to {self.size - 1} once; correct vocab.json (and added_tokens.json)."
+            )
+        self._tokenizer = tokenizer
+        self.blank_id: int = tokenizer.pad_token_id
+        # transformers counts the word delimiter as special.
+        self.special_ids = frozenset(tokenizer.all_special_ids) - {tokenizer.word_delimiter_token_id}
+        letters = [token for token in tokenizer.encoder if len(token) == 1 and token.isalpha()]
+        # With do_lower_case the tokenizer takes lower-case text and changes the case by itself.
+        self._upper_case = (
+            not tokenizer.do_lower_case
+            and any(letter.isupper() for letter in letters)
+            and not any(letter.islower() for letter in letters)
+        )
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str]) -> CTCTokenizer:
+        """A new tokenizer over `vocabulary(texts)`; transformers adds <s> and </s> behind [PAD]."""
+        from transformers import Wav2Vec2CTCTokenizer
+
+        with tempfile.TemporaryDirectory() as folder:
+            vocab_file = Path(folder) / "vocab.json"
+            vocab_file.write_text(json.dumps(vocabulary(texts)), encoding="utf-8")
+            return cls(
+                Wav2Vec2CTCTokenizer(
+                    str(vocab_file), unk_token=UNKNOWN, pad_token=PAD, word_delimiter_token=WORD_DELIMITER
+                )
+            )
+
+    @classmethod
+    def from_pretrained(cls, folder_or_hub_id: str | Path) -> CTCTokenizer:
+        """The tokenizer of a Hugging Face folder or hub id.
+
+        Raises UserError where vocab.json is missing, is not JSON, has repeated ids or gaps, or lacks the pad
+        token or the word delimiter.
+        """
+        from transformers import Wav2Vec2CTCTokenizer
+
+        folder = _local_folder(folder_or_hub_id, _TOKENIZER_FILES)
+        vocab = _read_json(folder / "vocab.json", "a CTC tokenizer's vocabulary")
+        for token, id in vocab.items():
+            if type(id) is not int or id < 0:
+                raise UserError(
+                    f"{folder / 'vocab.json'}: token {token!r} has the id {str(id)[:80]}, expected a whole "
+                    "number from 0. Vocabularies nested by language are not supported: keep one language's."
+                )
+        try:
+            tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(str(folder))
+        except Exception as error:  # its files can be wrong in as many ways as transformers has exceptions
+            raise UserError(
+                f"{folder}: transformers cannot load the tokenizer: {error}. Expected vocab.json and "
+                f"tokenizer_config.json as Wav2Vec2CTCTokenizer.save_pretrained writes them."
+            ) from error
+        return cls(tokenizer, source=str(folder))
+
+    def normalise(self, text: str) -> str:
+        """The recipe's `normalise`, then upper case where the vocabulary has no lower-case letters."""
+        text = normalise(text)
+        return text.upper() if self._upper_case else text
+
+    def encode(self, text: str) -> list[int]:
+        """Label ids of a normalised text; characters outside the vocabulary become the unknown token."""
+        ids: list[int] = []
+        for token in self._tokenizer.tokenize(text):
+            # transformers gives None for an unknown character where <unk> is not in vocab.json.
+            known = token in self._tokenizer.get_vocab()
+            ids.append(
+                self._tokenizer.convert_tokens_to_ids(token) if known else self._tokenizer.unk_token_id
+            )
+        if None in ids:
+            raise UserError(
+                f"Text {text!r} has characters outside the vocabulary, "
+                f"{sorted(self.unknown_characters(text))}, and the tokenizer has no unknown token. "
+                "Remove them, or name an unk_token in tokenizer_config.json."
+            )
+        if self.blank_id in ids:
+            raise UserError(
+                f"Text {text!r} spells the pad token {self.token(self.blank_id)!r}, which is the CTC blank "
+                "and cannot be a label. Remove it from the transcript."
+            )
+        return ids
+
+    def decode(self, ids: Sequence[int] | np.ndarray, *, collapsed: bool) -> str:
+        """Text of [T] ids, as transformers' own `decode` gives it.
+
+        `collapsed=False` takes the argmax of every frame, merges repeats and drops blanks. `collapsed=True`
+        takes ids that went through this already (or labels), and leaves the "ll" of "hello" alone. Special
+        tokens other than the blank appear as they are spelt, as in transformers' ASR pipeline.
+        """
+        return self._tokenizer.decode([int(id) for id in ids], group_tokens=not collapsed)
+
+    def token(self, id: int) -> str:
+        """The token of an id in [0, size)."""
+        return str(self._tokenizer.convert_ids_to_tokens(id))
+
+    def unknown_characters(self, text: str) -> set[str]:
+        """The characters of a normalised text that the vocabulary lacks."""
+        known = self._tokenizer.encoder
+        return {c for c in set(text) if any(t not in known for t in self._tokenizer.tokenize(c))}
+
+    def save(self, folder: str | Path) -> None:
+        """Writes vocab.json, tokenizer_config.json and added_tokens.json, which AutoTokenizer loads."""
+        self._tokenizer.save_pretrained(str(folder))
+
+
+@dataclass(frozen=True)
+class Preprocessor:
+    """What transformers' Wav2Vec2FeatureExtractor does to one clip, and the file that says so.
+
+    `return_attention_mask` records whether the checkpoint was trained with a padding mask: true for the
+    layer-norm (large) kind, false for the group-norm (base) kind.
+    """
+
+    do_normalize: bool
+    return_attention_mask: bool
+    sampling_rate: int = 16_000
+
+    @classmethod
+    def from_pretrained(cls, folder_or_hub_id: str | Path) -> Preprocessor:
+        """Reads preprocessor_config.json, or processor_config.json as transformers 5 may write it instead.
+
+        Fields that are left out have transformers' defaults. Raises UserError where the file is missing or
+        describes another kind of input than 16 kHz samples.
+        """
+        folder = _local_folder(folder_or_hub_id, _PREPROCESSOR_FILES)
+        file = folder / "preprocessor_config.json"
+        if not file.exists() and (folder / "processor_config.json").exists():
+            file = folder / "processor_config.json"
+            fields = _read_json(file, "a feature extractor's settings").get("feature_extractor")
+            if not isinstance(fields, dict):
+                raise UserError(
+                    f"{file}: feature_extractor is {fields!r}, expected an object. Save the checkpoint's "
+                    "Wav2Vec2FeatureExtractor into the folder."
+                )
+        else:
+            fields = _read_json(file, "a feature extractor's settings")
+        defaults = {
+            "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+            "feature_size": 1,
+            "sampling_rate": 16_000,
+            "padding_value": 0.0,
+        }
+        for field, expected in defaults.items():
+            if (found := fields.get(field, expected)) != expected:
+                raise UserError(
+                    f"{file}: {field} is {found!r}, expected {expected!r}. This is not a WavLM checkpoint's "
+                    "preprocessor: take the one of the checkpoint that you fine-tune."
+                )
+        flags = {"do_normalize": True, "return_attention_mask": False}
+        for field, default in flags.items():
+            flags[field] = fields.get(field, default)
+            if type(flags[field]) is not bool:
+                raise UserError(
+                    f"{file}: {field} is {flags[field]!r}, expected true or false. Correct the file."
+                )
+        return cls(**flags)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes preprocessor_config.json, which transformers' feature extractor and processor load."""
+        fields = {
+            "do_normalize": self.do_normalize,
+            "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+            "feature_size": 1,
+            "padding_side": "right",
+            "padding_value": 0.0,
+            "processor_class": "Wav2Vec2Processor",
+            "return_attention_mask": self.return_attention_mask,
+            "sampling_rate": self.sampling_rate,
+        }
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        file = Path(folder) / "preprocessor_config.json"
+        file.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+    def __call__(self, samples: np.ndarray) -> np.ndarray:
+        """The model's input of one clip: float32 [N] from the clip's own samples [N], without padding.
+
+        int16 samples are taken as /32768. Where `do_normalize`, zero mean and unit variance as in
+        Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm, whose 1e-7 keeps a silent clip finite.
+        """
+        x = np.asarray(samples, np.float32)
+        if samples.dtype == np.int16:
+            x = x / np.float32(32768)
+        if not self.do_normalize:
+            return x
+        return (x - x.mean()) / np.sqrt(x.var() + 1e-7)
+
+
+def _local_folder(folder_or_hub_id: str | Path, files: list[str]) -> Path:
+    """The folder itself, or the hub snapshot with those of `files` that the repository has."""
+    folder, hub_id = Path(folder_or_hub_id), str(folder_or_hub_id)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or not _HUB_ID.fullmatch(hub_id):
+        raise UserError(
+            f"{hub_id!r} is not a folder. Expected a checkpoint's folder, or a Hugging Face hub id such as "
+            "microsoft/wavlm-large."
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=files))
+    except Exception as error:  # HTTP, cache, validation and offline errors share no base class
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{hub_id!r} is neither a folder here nor a checkpoint that the Hugging Face hub gives: {reason} "
+            "Check the name, the network and HF_HUB_OFFLINE, or download the checkpoint and give its folder."
+        ) from error
+
+
+def _read_json(file: Path, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{file}: cannot read it ({error.strerror}). Expected {what}: give a folder that has it."
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error}). Expected {what}: restore the file.") from error
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{file}: holds a {type(value).__name__}, expected an object, {what}. Restore the file."
+        )
+    return value

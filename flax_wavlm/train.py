@@ -1,0 +1,429 @@
+"""A whole run: corpus and checkpoint in, a fine-tuned model evaluated, kept and exported out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from flax_wavlm import corpora, port, report, sharding
+from flax_wavlm.audio import SAMPLE_RATE
+from flax_wavlm.batches import (
+    Batches,
+    Clip,
+    choose_buckets,
+    decode_clips,
+    describe_skipped,
+    eval_batches,
+    train_iterator,
+)
+from flax_wavlm.checkpoint import Checkpoints
+from flax_wavlm.config import WavLMConfig, read_json_object
+from flax_wavlm.errors import UserError
+from flax_wavlm.evaluate import Evaluation, evaluate, figures_line, make_eval_step, write_predictions
+from flax_wavlm.export import export_run
+from flax_wavlm.model import Params, WavLMForCTC, split, structure
+from flax_wavlm.optim import adamw, combine, linear_schedule, partition
+from flax_wavlm.step import TrainState, init_state, jit_train_step, make_train_step, zero_totals
+from flax_wavlm.text import CTCTokenizer, Preprocessor, normalise
+from flax_wavlm.train_config import DataSettings, TrainConfig, flatten
+
+log = logging.getLogger(__name__)
+
+# Fields that may change between a run and its resumption: they do not change what is computed.
+FREE_TO_CHANGE = ("workdir", "name", "data.threads", "data.prefetch", "data.path", "mesh.data", "mesh.fsdp")
+STEP_INPUTS = ("input_values", "lengths", "labels", "label_lengths", "valid")
+
+
+class TrainResult(NamedTuple):
+    """What a run leaves: its folder, the exported model's folder, and the evaluation of that model."""
+
+    workdir: Path
+    export: Path
+    best: dict[str, Any]
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Runs the configuration to its end, from the newest checkpoint in its workdir if there is one.
+
+    Evaluates and saves every `train.eval_every` steps and at the end, and exports the best checkpoint.
+    What it writes into the workdir is described in the README.
+
+    Raises:
+        UserError: before any work is done where the configuration, corpus or checkpoint cannot be used;
+            later where the loss is not finite. Checkpoints written until then stay.
+    """
+    config.check()
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    sharding.check_batch_size("train.batch_size", config.train.batch_size, mesh, config.train.accumulation)
+    sharding.check_batch_size("train.eval_batch_size", config.train.eval_batch_size, mesh)
+    log.info("%d device(s): %s", len(jax.devices()), jax.devices()[0].device_kind)
+    workdir = Path(config.workdir)
+    _claim(workdir, config)
+
+    train_speech, test_speech = _load(config.data, "train"), _load(config.data, "test")
+    origin = _open_origin(config, [utterance.text for utterance in train_speech + test_speech])
+    train_clips = _decode(train_speech, "train", origin, config.data.train_max_seconds or None)
+    test_clips = _decode(test_speech, "test", origin)
+    batches = Batches(
+        train_clips,
+        config.train.batch_size,
+        choose_buckets([len(clip.samples) for clip in train_clips], config.data.buckets),
+        steps=config.train.steps or config.train.epochs * -(-len(train_clips) // config.train.batch_size),
+        seed=config.seed,
+        preprocess=origin.preprocessor,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    total = len(batches)
+    if config.optim.warmup_steps >= total:
+        raise UserError(
+            f"--config.optim.warmup_steps is {config.optim.warmup_steps}, expected fewer than the {total} "
+            "steps of the run"
+        )
+    log.info("%d steps, %d an epoch", total, batches.steps_per_epoch)
+
+    schedule = linear_schedule(config.optim.learning_rate, config.optim.warmup_steps, total)
+    optimizer = adamw(
+        schedule,
+        beta1=config.optim.beta1,
+        beta2=config.optim.beta2,
+        eps=config.optim.eps,
+        weight_decay=config.optim.weight_decay,
+        clip_norm=config.optim.clip_norm,
+    )
+    state = _new_state(config, origin, optimizer, mesh)
+    freeze = config.model.freeze_feature_encoder
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    iterator = train_iterator(batches, threads=config.data.threads, prefetch=config.data.prefetch)
+    start = checkpoints.latest_step() or 0
+    if start:
+        state, position = checkpoints.restore(start, state, freeze_feature_encoder=freeze)
+        iterator.set_state(position)
+        log.info("resumed from step %d", start)
+    journal = _Journal(workdir / "metrics.jsonl", batches.steps_per_epoch, resumed_at=start)
+
+    blank_id, reduction = origin.tokenizer.blank_id, config.train.ctc_loss_reduction
+    train_step = jit_train_step(
+        make_train_step(
+            structure(origin.config)[0],
+            optimizer,
+            blank_id=blank_id,
+            reduction=reduction,
+            seed=config.seed,
+            accumulation=config.train.accumulation,
+        ),
+        mesh,
+        state,
+    )
+    eval_step = make_eval_step(origin.config, mesh, blank_id=blank_id, reduction=reduction)
+    eval_buckets = choose_buckets([len(clip.samples) for clip in test_clips], config.data.buckets)
+
+    def evaluate_now(params: Params) -> Evaluation:
+        eval_input = eval_batches(
+            test_clips,
+            config.train.eval_batch_size,
+            eval_buckets,
+            preprocess=origin.preprocessor,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        return evaluate(eval_step, params, eval_input, test_clips, origin.tokenizer, mesh)
+
+    log.info("compiling: the first step at each of %d clip lengths takes longer", len(batches.buckets))
+    clock = time.perf_counter()
+    for step in range(start + 1, total + 1):
+        batch = next(iterator)
+        state = train_step(state, sharding.put_batch(mesh, {name: batch[name] for name in STEP_INPUTS}))
+
+        if step % config.train.log_every == 0 or step == total:
+            line = _means(state, checkpoints)
+            line["learning_rate"] = float(schedule(step - 1))
+            line["audio_seconds_per_second"] = line.pop("audio_seconds") / (time.perf_counter() - clock)
+            journal.write(step, "train", line)
+            log.info("step %d/%d  %s", step, total, _train_line(line))
+            state = state._replace(totals=jax.device_put(zero_totals(), sharding.replicated(mesh)))
+            clock = time.perf_counter()
+
+        evaluates = step % config.train.eval_every == 0 or step == total
+        if evaluates or (config.train.save_every and step % config.train.save_every == 0):
+            _means(state, checkpoints)  # stops here rather than save what is not finite
+            paused = time.perf_counter()
+            scores = None
+            if evaluates:
+                result = evaluate_now(combine(state.params, state.frozen))
+                scores = {"wer": result.figures["wer"]}
+                journal.write(step, "test", result.figures)
+                if jax.process_index() == 0:
+                    write_predictions(workdir / "predictions" / f"{step}.jsonl", result.predictions)
+                log.info("step %d/%d  test: %s", step, total, figures_line(result.figures))
+            checkpoints.save(state, position=iterator.get_state(), config=config.to_dict(), metrics=scores)
+            clock += time.perf_counter() - paused  # the rate is that of training
+    checkpoints.close()
+
+    exported = export_run(workdir, workdir / "export", "best")
+    rows = report.evaluations(report.read_metrics(workdir / "metrics.jsonl"))
+    log.info("\n%s\n\nThe best, step %d, is in %s", report.results_table(rows), exported, workdir / "export")
+    best = next(row for row in rows if row["step"] == exported)
+    return TrainResult(workdir, workdir / "export", dict(best))
+
+
+# --- The workdir --------------------------------------------------------------------------------------------
+
+
+def _claim(workdir: Path, config: TrainConfig) -> None:
+    """Makes the workdir this configuration's, or raises UserError where it is another's."""
+    resolved = config.to_dict()
+    path = workdir / "config.json"
+    if path.exists():
+        before, now = flatten(read_json_object(path)), flatten(json.loads(json.dumps(resolved)))
+        different = [
+            f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+            for name in sorted(before | now)
+            if before.get(name) != now.get(name) and name not in FREE_TO_CHANGE
+        ]
+        if different:
+            raise UserError(
+                f"{workdir}: belongs to a run with another configuration: {'; '.join(different)}. "
+                "Give another --workdir, or the same configuration to resume"
+            )
+    if jax.process_index() != 0:
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        _write_whole(path, json.dumps(resolved, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"{workdir}: cannot be written: {error.strerror}; give another --workdir") from None
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Writes a file so that it is never seen half-written."""
+    scratch = path.with_name(f".{path.name}.writing")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
+
+
+class _Journal:
+    """metrics.jsonl: one JSON object a line.
+
+    Lines after the step that a run resumes at are taken back, the half line of a killed run among them.
+    """
+
+    def __init__(self, path: Path, steps_per_epoch: int, resumed_at: int):
+        self.path, self.steps_per_epoch = path, steps_per_epoch
+        if jax.process_index() == 0:
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+            _write_whole(path, "".join(line for line in lines if line.endswith("\n")))
+            rows = report.read_metrics(path)
+            kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= resumed_at]
+            _write_whole(path, "".join(kept))
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        if jax.process_index() == 0:
+            row = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), "split": split, **values}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+# --- What the run starts from -------------------------------------------------------------------------------
+
+
+class _Origin(NamedTuple):
+    """Where the model comes from, and how it reads and writes."""
+
+    checkpoint: port.Checkpoint | None  # None: random weights
+    config: WavLMConfig
+    tokenizer: CTCTokenizer
+    preprocessor: Preprocessor
+
+
+def _load(data: DataSettings, split: str) -> list[corpora.Utterance]:
+    """A split's utterances; what the corpus itself shows to be unusable is counted and named."""
+    if data.corpus == "synthetic" and jax.process_index() == 0:
+        from flax_wavlm.synthetic import make_corpus
+
+        settings = data.synthetic
+        make_corpus(
+            Path(data.path),
+            seed=settings.seed,
+            train_clips=settings.train_clips,
+            test_clips=settings.test_clips,
+        )
+    multihost_utils.sync_global_devices("corpus")
+    utterances, skipped = corpora.load_corpus(
+        data.corpus,
+        data.path,
+        split,
+        held_out_speakers=data.held_out_speakers,
+        audio_column=data.audio_column,
+        text_column=data.text_column,
+        hub_config=data.hub_config or None,
+    )
+    if skipped:
+        log.warning("%s: %s", split, describe_skipped(skipped))
+    return utterances
+
+
+def _open_origin(config: TrainConfig, texts: list[str]) -> _Origin:
+    """Opens the checkpoint (or takes `model.config`), and settles tokenizer, preprocessor and head width."""
+    settings = config.model
+    checkpoint, files = None, None
+    if settings.checkpoint:
+        checkpoint = port.open_checkpoint(settings.checkpoint)
+        files = port.locate(settings.checkpoint)
+        files = files if files.is_dir() else files.parent
+    model_config = checkpoint.config if checkpoint else settings.config
+    assert model_config is not None  # `TrainConfig.check` saw to it
+    keeps_head = checkpoint is not None and checkpoint.has_head and not settings.fresh_head
+
+    if config.data.tokenizer:
+        tokenizer = CTCTokenizer.from_pretrained(config.data.tokenizer)
+    elif keeps_head:
+        assert files is not None
+        if not (files / "vocab.json").exists():
+            raise UserError(
+                f"{files}: has a CTC head but no vocab.json that says what its outputs mean. Name a "
+                "tokenizer with --config.data.tokenizer, or start a new head with "
+                "--config.model.fresh_head=true"
+            )
+        tokenizer = CTCTokenizer.from_pretrained(files)
+    else:
+        tokenizer = CTCTokenizer.from_texts(normalise(text) for text in texts)
+        log.info("a vocabulary of %d from the corpus's text", tokenizer.size)
+    if keeps_head and tokenizer.size != model_config.vocab_size:
+        raise UserError(
+            f"{config.data.tokenizer or files}: the tokenizer has {tokenizer.size} tokens, but the CTC head "
+            f"of {settings.checkpoint} has {model_config.vocab_size} outputs; give its own tokenizer, or "
+            "start a new head with --config.model.fresh_head=true"
+        )
+
+    if files is not None and any((files / name).exists() for name in port.PREPROCESSOR_FILES):
+        preprocessor = Preprocessor.from_pretrained(files)
+    else:
+        masks = model_config.feat_extract_norm == "layer"
+        said = checkpoint.do_normalize if checkpoint else None
+        normalises = True if said is None else said
+        preprocessor = Preprocessor(do_normalize=normalises, return_attention_mask=masks)
+        if checkpoint is not None:
+            log.warning("%s: no preprocessor_config.json; do_normalize = %s", checkpoint.source, normalises)
+    if model_config.feat_extract_norm == "group":
+        log.warning(
+            "a group-norm model (base): as in transformers, its training logits depend on the padding of the "
+            "batch; evaluation treats each clip as if alone"
+        )
+    model_config = model_config.replace(
+        **config.model_overrides(),
+        vocab_size=tokenizer.size,
+        pad_token_id=tokenizer.blank_id,
+        ctc_loss_reduction=config.train.ctc_loss_reduction,
+        ctc_zero_infinity=True,
+    )
+    if jax.process_index() == 0:
+        processor = Path(config.workdir) / "processor"
+        tokenizer.save(processor)
+        preprocessor.save(processor)
+        _write_whole(processor / "config.json", json.dumps(model_config.to_hf(), indent=2) + "\n")
+    return _Origin(checkpoint, model_config, tokenizer, preprocessor)
+
+
+def _decode(
+    utterances: list[corpora.Utterance], split: str, origin: _Origin, max_seconds: float | None = None
+) -> list[Clip]:
+    """The split's usable clips, decoded; the others are counted and named."""
+    clips, skipped = decode_clips(
+        utterances,
+        origin.tokenizer,
+        frame_count=origin.config.frame_count,
+        max_seconds=max_seconds,
+        drop_infeasible=split == "train",
+    )
+    hours = sum(len(clip.samples) for clip in clips) / SAMPLE_RATE / 3600
+    log.info("%s: %d clips, %.2f hours", split, len(clips), hours)
+    if skipped:
+        log.warning("%s: %s", split, describe_skipped(skipped))
+    if unknown := set().union(*(origin.tokenizer.unknown_characters(clip.text) for clip in clips)):
+        log.warning("%s: characters outside the vocabulary, read as unknown: %s", split, sorted(unknown))
+    if not clips:
+        raise UserError(f"{split}: none of the {len(utterances)} clips can be used (see the reasons above)")
+    return clips
+
+
+def _new_state(
+    config: TrainConfig, origin: _Origin, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """The state before the first step, every array made or put where it belongs."""
+
+    def placement(path: tuple[str, ...], shape: tuple[int, ...]) -> jax.sharding.Sharding:
+        return sharding.parameter_sharding(mesh, shape)
+
+    if origin.checkpoint is not None:
+        model = port.load(
+            origin.checkpoint,
+            overrides=dataclasses.asdict(origin.config),
+            fresh_head=config.model.fresh_head,
+            placement=placement,
+            seed=config.seed,
+        )
+        params = split(model)[1]
+    else:
+        shapes = structure(origin.config)[1]
+        params = jax.jit(
+            lambda: split(WavLMForCTC(origin.config, nnx.Rngs(config.seed)))[1],
+            out_shardings=sharding.tree_sharding(mesh, shapes),
+        )()
+    trained, frozen = partition(params, freeze_feature_encoder=config.model.freeze_feature_encoder)
+    log.info(
+        "%.1f million parameters, %.1f million of them trained",
+        port.count_parameters(params) / 1e6,
+        port.count_parameters(trained) / 1e6,
+    )
+    del params
+    init = functools.partial(init_state, optimizer=optimizer)
+    shapes = jax.eval_shape(init, trained, frozen)
+    return jax.jit(init, out_shardings=sharding.tree_sharding(mesh, shapes), donate_argnums=(0, 1))(
+        trained, frozen
+    )
+
+
+# --- Figures ------------------------------------------------------------------------------------------------
+
+
+def _means(state: TrainState, checkpoints: Checkpoints) -> dict[str, float]:
+    """Means over the steps since the last log line; UserError where they are not finite."""
+    totals = {name: float(value) for name, value in jax.device_get(state.totals).items()}
+    steps = max(totals["steps"], 1.0)
+    means = {
+        "loss": totals["loss"] / steps,
+        "grad_norm": totals["grad_norm"] / steps,
+        "clips": int(totals["clips"]),
+        "infeasible": int(totals["infeasible"]),
+        "audio_seconds": totals["samples"] / SAMPLE_RATE,
+    }
+    if not (math.isfinite(means["loss"]) and math.isfinite(means["grad_norm"])):
+        kept = checkpoints.latest_step()
+        raise UserError(
+            f"at or shortly before step {int(state.step)} loss or gradient stopped being finite (mean loss "
+            f"{means['loss']}, gradient norm {means['grad_norm']}). The newest checkpoint is "
+            f"{'none' if kept is None else kept}; lower optim.learning_rate or look at the data"
+        )
+    return means
+
+
+def _train_line(line: Mapping[str, float]) -> str:
+    return (
+        f"loss {line['loss']:.4f}  gradient {line['grad_norm']:.2f}  rate {line['learning_rate']:.2e}  "
+        f"{line['audio_seconds_per_second']:.0f} audio seconds a second"
+    )
