@@ -21,6 +21,7 @@ labels: every computation on them is finite, and `valid` keeps them out of every
 """
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,8 @@ from flax_wavlm.audio import SAMPLE_RATE, read_audio
 from flax_wavlm.corpora import Skipped, Utterance
 from flax_wavlm.errors import UserError
 from flax_wavlm.text import CTCTokenizer
+
+log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 Preprocess = Callable[[np.ndarray], np.ndarray]  # samples [N] -> float32 [N]
@@ -113,6 +116,37 @@ def decode_clips(
         decoded = list(pool.map(decode, utterances))
     clips = [clip for clip in decoded if isinstance(clip, Clip)]
     skipped = [clip for clip in decoded if isinstance(clip, Skipped)]
+    return clips, skipped
+
+
+def usable_clips(
+    utterances: Sequence[Utterance],
+    tokenizer: CTCTokenizer,
+    *,
+    name: str,
+    frame_count: Callable[[int], int],
+    max_seconds: float | None = None,
+    drop_infeasible: bool = True,
+) -> tuple[list[Clip], list[Skipped]]:
+    """`decode_clips` of a split called `name`, with what was skipped and why in the log.
+
+    Raises UserError where no clip is left.
+    """
+    clips, skipped = decode_clips(
+        utterances,
+        tokenizer,
+        frame_count=frame_count,
+        max_seconds=max_seconds,
+        drop_infeasible=drop_infeasible,
+    )
+    hours = sum(len(clip.samples) for clip in clips) / SAMPLE_RATE / 3600
+    log.info("%s: %d clips, %.2f hours", name, len(clips), hours)
+    if skipped:
+        log.warning("%s: %s", name, describe_skipped(skipped))
+    if unknown := set().union(*(tokenizer.unknown_characters(clip.text) for clip in clips)):
+        log.warning("%s: characters outside the vocabulary, read as unknown: %s", name, sorted(unknown))
+    if not clips:
+        raise UserError(f"{name}: none of the {len(utterances)} clips can be used (see the reasons above)")
     return clips, skipped
 
 

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -18,14 +19,14 @@ from flax_wavlm.train_config import TrainConfig, field_names
 USAGE = 2  # exit status of a UserError
 
 
-def run(main: Callable[[list[str]], None], *, arguments: str = "") -> None:
+def run(main: Callable[[list[str]], None], *, arguments: str = "", messages: TextIO | None = None) -> None:
     """Parses the flags, runs `main` with the other arguments, and exits; a UserError is one line, status 2.
 
     `arguments` names what the script takes beside flags, e.g. "SOURCE FOLDER" or "FILE..."; as many must be
-    given.
+    given. `messages` is where the library's messages go, standard output by default.
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises to install torch
-    _show_messages()
+    _show_messages(messages or sys.stdout)
     wanted = arguments.split()
 
     def guarded(argv: Sequence[str]) -> None:
@@ -56,10 +57,10 @@ def _fail(error: Exception) -> list[str]:
     sys.exit(USAGE)
 
 
-def _show_messages() -> None:
-    """The library's messages, and nobody else's, on standard output."""
+def _show_messages(stream: TextIO) -> None:
+    """The library's messages, and nobody else's."""
     logger = logging.getLogger("flax_wavlm")
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)

@@ -267,8 +267,8 @@ def read_hub(
             cause = cause.__cause__
         raise UserError(
             f"Hugging Face dataset {name!r}, config {config!r}, split {split!r}: datasets cannot load it "
-            f"({type(cause).__name__}: {cause}). Check data.path, the split's name and the network. Folders of "
-            "audio files need torchcodec here: write a manifest for them, with --config.data.corpus=manifest."
+            f"({type(cause).__name__}: {cause}). Check data.path, the split's name and the network. Folders "
+            "of audio files need torchcodec here: write a manifest, and set --config.data.corpus=manifest."
         ) from error
     for column in (audio_column, text_column):
         if column not in dataset.column_names:
@@ -276,6 +276,12 @@ def read_hub(
                 f"Hugging Face dataset {name!r}: no column {column!r}, found "
                 f"{', '.join(dataset.column_names)}. Name it with data.audio_column or data.text_column."
             )
+    kind = dataset.features[text_column]
+    if kind not in (datasets.Value("string"), datasets.Value("large_string")):
+        raise UserError(
+            f"Hugging Face dataset {name!r}: column {text_column!r} is {kind}, expected text. Name the right "
+            "one with data.text_column."
+        )
     try:
         # decode=False: decoding in datasets 4 and later needs torchcodec and ffmpeg.
         audio = dataset.select_columns([audio_column]).cast_column(audio_column, datasets.Audio(decode=False))
@@ -288,11 +294,6 @@ def read_hub(
     utterances, skipped = [], []
     for row, text in enumerate(dataset[text_column][:]):
         id = f"{split}/{row:06d}"
-        if text is not None and not isinstance(text, str):
-            raise UserError(
-                f"Hugging Face dataset {name!r}: column {text_column!r} has {text!r} in row {row}, expected "
-                "text. Name the right one with data.text_column."
-            )
         if text and text.strip():
             utterances.append(Utterance(id, partial(_hub_audio, audio, row, audio_column, id), text))
         else:
@@ -357,7 +358,7 @@ def _pair_timit_files(files: Iterable[tuple[str, str, Path]]) -> tuple[list[Utte
     clips: dict[tuple[str, str], dict[str, Path]] = {}  # (id, speaker) -> suffix -> file
     for folder_id, speaker, file in files:
         stem, _, suffix = file.name.lower().partition(".")
-        if not stem or suffix not in (*_AUDIO_SUFFIXES, "txt"):  # no stem: macOS's ._SA1.WAV
+        if suffix not in (*_AUDIO_SUFFIXES, "txt"):  # also macOS's ._SA1.WAV, whose suffix is _sa1.wav
             continue
         copies = clips.setdefault((f"{folder_id}/{stem}", speaker), {})
         if suffix in copies:
@@ -451,8 +452,8 @@ def _csv_rows(manifest: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]
             yield where, {field: value for field, value in row.items() if value or field == "text"}
     except csv.Error as error:  # line_num is still that of the row before
         raise UserError(
-            f"{manifest}:{reader.line_num + 1}: not CSV ({error}). Expected comma-separated fields, quoted with "
-            'double quotes ("...").'
+            f"{manifest}:{reader.line_num + 1}: not CSV ({error}). Expected comma-separated fields, quoted "
+            'with double quotes ("...").'
         ) from error
 
 

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from flax_wavlm import ctc, metrics, sharding
 from flax_wavlm.batches import FILLER, Batch, Clip
 from flax_wavlm.config import WavLMConfig
+from flax_wavlm.errors import UserError
 from flax_wavlm.model import Params, merge, structure
 from flax_wavlm.text import CTCTokenizer
 
@@ -81,7 +82,7 @@ def evaluate(
     paths: dict[int, np.ndarray] = {}
     loss, infeasible = 0.0, 0
     outputs = (eval_step(params, sharding.put_batch(mesh, batch)) for batch in batches)
-    for output in map(jax.device_get, _ahead(outputs, 2)):
+    for output in map(jax.device_get, ahead(outputs, 2)):
         loss += float(output["loss"])
         infeasible += int(output["infeasible"])
         for clip, ids, frames in zip(output["clip"], output["ids"], output["frames"], strict=True):
@@ -104,7 +105,7 @@ def evaluate(
     return Evaluation(figures, predictions)
 
 
-def _ahead(items: Iterable[T], count: int) -> Iterator[T]:
+def ahead(items: Iterable[T], count: int) -> Iterator[T]:
     """The same items, each made `count` before it is given: the device works while the host collects."""
     waiting: deque[T] = deque()
     for item in items:
@@ -115,10 +116,13 @@ def _ahead(items: Iterable[T], count: int) -> Iterator[T]:
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
-    """One JSON object a line: id, reference, hypothesis."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """One JSON object a line: id, reference, hypothesis. UserError where the file cannot be written."""
     lines = (json.dumps(prediction._asdict(), ensure_ascii=False) for prediction in predictions)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}; give another place") from None
 
 
 def figures_line(figures: dict[str, Any]) -> str:

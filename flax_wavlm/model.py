@@ -251,11 +251,12 @@ def _grouped_conv_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[A
     batch, time, _ = x.shape
     padded = jnp.pad(x, ((0, 0), (taps // 2, (taps - 1) // 2), (0, 0)))
     dy = dy.reshape(batch, time, groups, size)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
 
     def tap(index: Array) -> Array:
         shifted = jax.lax.dynamic_slice_in_dim(padded, index, time, axis=1)
         shifted = shifted.reshape(batch, time, groups, size)
-        return jnp.einsum("btgi,btgo->igo", shifted, dy, preferred_element_type=jnp.float32)
+        return jnp.einsum("btgi,btgo->igo", shifted, dy, preferred_element_type=wide)
 
     dw = jax.lax.map(tap, jnp.arange(taps))
     return dx.astype(x.dtype), dw.reshape(kernel.shape).astype(kernel.dtype)

@@ -149,13 +149,9 @@ class CTCTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Label ids of a normalised text; characters outside the vocabulary become the unknown token."""
-        ids: list[int] = []
-        for token in self._tokenizer.tokenize(text):
-            # transformers gives None for an unknown character where <unk> is not in vocab.json.
-            known = token in self._tokenizer.get_vocab()
-            ids.append(
-                self._tokenizer.convert_tokens_to_ids(token) if known else self._tokenizer.unk_token_id
-            )
+        found: Any = self._tokenizer.convert_tokens_to_ids(self._tokenizer.tokenize(text))
+        # transformers gives None for an unknown character where <unk> is not in vocab.json.
+        ids = [self._tokenizer.unk_token_id if id is None else id for id in found]
         if None in ids:
             raise UserError(
                 f"Text {text!r} has characters outside the vocabulary, "

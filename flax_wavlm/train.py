@@ -23,12 +23,11 @@ from flax_wavlm import corpora, port, report, sharding
 from flax_wavlm.audio import SAMPLE_RATE
 from flax_wavlm.batches import (
     Batches,
-    Clip,
     choose_buckets,
-    decode_clips,
     describe_skipped,
     eval_batches,
     train_iterator,
+    usable_clips,
 )
 from flax_wavlm.checkpoint import Checkpoints
 from flax_wavlm.config import WavLMConfig, read_json_object
@@ -76,8 +75,11 @@ def train(config: TrainConfig) -> TrainResult:
 
     train_speech, test_speech = _load(config.data, "train"), _load(config.data, "test")
     origin = _open_origin(config, [utterance.text for utterance in train_speech + test_speech])
-    train_clips = _decode(train_speech, "train", origin, config.data.train_max_seconds or None)
-    test_clips = _decode(test_speech, "test", origin)
+    decode = functools.partial(
+        usable_clips, tokenizer=origin.tokenizer, frame_count=origin.config.frame_count
+    )
+    train_clips, _ = decode(train_speech, name="train", max_seconds=config.data.train_max_seconds or None)
+    test_clips, _ = decode(test_speech, name="test", drop_infeasible=False)
     batches = Batches(
         train_clips,
         config.train.batch_size,
@@ -337,28 +339,6 @@ def _open_origin(config: TrainConfig, texts: list[str]) -> _Origin:
         preprocessor.save(processor)
         _write_whole(processor / "config.json", json.dumps(model_config.to_hf(), indent=2) + "\n")
     return _Origin(checkpoint, model_config, tokenizer, preprocessor)
-
-
-def _decode(
-    utterances: list[corpora.Utterance], split: str, origin: _Origin, max_seconds: float | None = None
-) -> list[Clip]:
-    """The split's usable clips, decoded; the others are counted and named."""
-    clips, skipped = decode_clips(
-        utterances,
-        origin.tokenizer,
-        frame_count=origin.config.frame_count,
-        max_seconds=max_seconds,
-        drop_infeasible=split == "train",
-    )
-    hours = sum(len(clip.samples) for clip in clips) / SAMPLE_RATE / 3600
-    log.info("%s: %d clips, %.2f hours", split, len(clips), hours)
-    if skipped:
-        log.warning("%s: %s", split, describe_skipped(skipped))
-    if unknown := set().union(*(origin.tokenizer.unknown_characters(clip.text) for clip in clips)):
-        log.warning("%s: characters outside the vocabulary, read as unknown: %s", split, sorted(unknown))
-    if not clips:
-        raise UserError(f"{split}: none of the {len(utterances)} clips can be used (see the reasons above)")
-    return clips
 
 
 def _new_state(

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import datasets
@@ -395,7 +396,7 @@ def test_parquet_folder_with_other_column_names(tmp_path, rows):
     check_hub(*read_hub(name, "train", audio_column="speech", text_column="sentence"))
     with pytest.raises(UserError, match=r"no column 'audio', found speech, sentence.*data\.audio_column"):
         read_hub(name, "train", text_column="sentence")
-    with pytest.raises(UserError, match=r"column 'speech' has .* in row 0, expected text"):
+    with pytest.raises(UserError, match=r"column 'speech' is Audio\(.*, expected text"):
         read_hub(name, "train", audio_column="speech", text_column="speech")
 
 
@@ -414,13 +415,18 @@ def test_audio_that_is_outside_the_dataset(tmp_path):
         utterances[0].audio()
 
 
+@pytest.mark.skipif(find_spec("torchcodec") is not None, reason="datasets can load it with torchcodec")
+def test_folder_of_audio_files_says_what_is_missing(tmp_path):
+    (tmp_path / "clips" / "train").mkdir(parents=True)
+    (tmp_path / "clips" / "train" / "a.wav").write_bytes(wav())
+    (tmp_path / "clips" / "train" / "metadata.csv").write_text("file_name,text\na.wav,One.\n")
+    with pytest.raises(UserError, match=r"clips'.*No module named 'torchcodec'.*corpus=manifest"):
+        read_hub(str(tmp_path / "clips"), "train")
+
+
 def test_unusable_datasets(tmp_path, rows):
     with pytest.raises(UserError, match=r"dataset 'nobody/no-such-dataset'.*data\.path"):
         read_hub("nobody/no-such-dataset", "train")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "data.txt.gz").write_bytes(b"not a data set")
-    with pytest.raises(UserError, match=r"folder'.*cannot load it.*corpus=manifest"):
-        read_hub(str(tmp_path / "folder"), "train")
     numbers = rows.remove_columns("audio").add_column("audio", [1, 2, 3])
     datasets.DatasetDict(train=numbers).save_to_disk(tmp_path / "numbers")
     with pytest.raises(UserError, match=r"column 'audio' is .*int64.*expected audio files"):

@@ -1,0 +1,53 @@
+"""Eight CPU devices for every test, and the references and clips that many tests share."""
+
+import os
+
+# Before jax is imported. FLAX_WAVLM_TEST_DEVICES=1 runs the suite on a single device.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + f" --xla_force_host_platform_device_count={os.environ.get('FLAX_WAVLM_TEST_DEVICES', '8')}"
+)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from reference import KINDS, Reference, tiny_reference
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """A tiny PyTorch WavLMForCTC of each kind, its weights scaled so that every tensor shows."""
+    return tiny_reference(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="session")
+def large_reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """The layer-norm kind alone."""
+    return tiny_reference("large", tmp_path_factory.mktemp("large"))
+
+
+@pytest.fixture(scope="session")
+def timit_sample() -> Path:
+    """The NLTK sample of TIMIT; the test is skipped where TIMIT_SAMPLE_DIR does not say where it is."""
+    folder = os.environ.get("TIMIT_SAMPLE_DIR")
+    if not folder:
+        pytest.skip("TIMIT_SAMPLE_DIR is not set")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def speech(timit_sample: Path) -> list[np.ndarray]:
+    """Eight real clips of unequal lengths, 1.5 to 4.5 s, float32, zero mean and unit variance."""
+    from flax_wavlm.audio import read_audio
+    from flax_wavlm.corpora import read_timit_sample
+    from flax_wavlm.text import Preprocessor
+
+    utterances, _ = read_timit_sample(timit_sample, "train", held_out_speakers=("dr8-mbcg0",))
+    preprocess = Preprocessor(do_normalize=True, return_attention_mask=True)
+    clips = [preprocess(read_audio(u.audio)) for u in utterances if "dr1-mcpm0" in u.id][:8]
+    assert len({len(clip) for clip in clips}) == 8
+    return clips
