@@ -78,8 +78,12 @@ class WavLMConfig:
 
     def __post_init__(self) -> None:
         for name in ("conv_dim", "conv_stride", "conv_kernel"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         self._check_types()
+        for field in dataclasses.fields(self):
+            if field.type == "float":  # transformers takes no 1 for 1.0
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
         if not len(self.conv_dim) == len(self.conv_stride) == len(self.conv_kernel) > 0:
             raise UserError(
                 f"config: conv_dim, conv_stride and conv_kernel must have the same length, found "
@@ -175,9 +179,6 @@ class WavLMConfig:
         values = {key: source[key] for key in cls.hf_fields() if key in source}
         if values.get("pad_token_id", 0) is None:
             del values["pad_token_id"]
-        for key in ("conv_dim", "conv_stride", "conv_kernel"):
-            if isinstance(values.get(key), list):
-                values[key] = tuple(values[key])
         try:
             return cls(**values)
         except UserError as error:

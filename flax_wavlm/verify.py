@@ -6,20 +6,21 @@ and what our model makes of a clip beside what transformers' makes of it, in flo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from flax_wavlm import port
 from flax_wavlm.audio import SAMPLE_RATE, read_audio
 from flax_wavlm.convert import Conversion
 from flax_wavlm.errors import UserError
-from flax_wavlm.model import WavLMForCTC, merge, split, structure
+from flax_wavlm.model import Params, WavLMForCTC, merge, split, structure
 from flax_wavlm.text import Preprocessor
 
 TOLERANCE = (
@@ -62,13 +63,13 @@ def verify(conversion: Conversion, clip: np.ndarray | None = None) -> list[Check
     logits, hidden = _forward(model, input_values)
     theirs = _reference(TorchWavLMForCTC, folder)
     checks.append(
-        _compare(f"logits, beside transformers' of {folder}", logits, theirs(input_values, "logits"))
+        _compare(f"logits beside transformers' of {folder}", logits, theirs(input_values, "logits"))
     )
     if Path(checkpoint.source).is_dir():
         theirs = _reference(WavLMModel, Path(checkpoint.source))
         reference = theirs(input_values, "last_hidden_state")
         checks.append(
-            _compare(f"hidden states, beside transformers' of {checkpoint.source}", hidden, reference)
+            _compare(f"hidden states beside transformers' of {checkpoint.source}", hidden, reference)
         )
     return checks
 
@@ -119,17 +120,17 @@ def _input(clip: np.ndarray | None, min_samples: int, folder: Path) -> np.ndarra
 
 
 def _forward(model: WavLMForCTC, input_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Our logits [1, T, V] and last hidden states [1, T, D]."""
+    """Our logits [1, T, V] and last hidden states [1, T, D], on the CPU."""
     graphdef, _ = structure(model.config)
     cpu = jax.local_devices(backend="cpu")[0]
+    params, values = jax.device_put((split(model)[1], input_values), cpu)
+    return jax.device_get(_outputs(graphdef, params, values))
 
-    @jax.jit
-    def forward(params: Any, input_values: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits, _, states = merge(graphdef, params)(input_values, with_states=True)
-        return logits, states[-1]
 
-    params = jax.device_put(split(model)[1], cpu)
-    return jax.device_get(forward(params, jax.device_put(jnp.asarray(input_values), cpu)))
+@functools.partial(jax.jit, static_argnums=0)
+def _outputs(graphdef: nnx.GraphDef, params: Params, input_values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    model = merge(graphdef, params)
+    return model(input_values)[0], model.wavlm(input_values)[0]
 
 
 def _reference(model_class: Any, folder: Path) -> Any:

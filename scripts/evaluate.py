@@ -25,6 +25,8 @@ TEXT_COLUMN = flags.DEFINE_string("text_column", "text", "hub: the column of the
 HUB_CONFIG = flags.DEFINE_string("hub_config", None, "hub: the data set's configuration.")
 PREDICTIONS = flags.DEFINE_string("predictions", None, "Write id, reference and hypothesis as JSON lines.")
 
+FIELDS = "corpus|held_out_speakers|audio_column|text_column|hub_config"  # of a configuration's `data`
+
 
 def main(arguments: list[str]) -> None:
     from flax_wavlm import corpora
@@ -41,9 +43,9 @@ def main(arguments: list[str]) -> None:
             text_column=TEXT_COLUMN.value,
             hub_config=HUB_CONFIG.value,
         )
-    except UserError as error:  # it speaks of a configuration's fields; here they are flags
-        flag = {"path": "data"}
-        message = re.sub(r"(--config\.)?\bdata\.(\w+)", lambda m: f"--{flag.get(m[2], m[2])}", str(error))
+    except UserError as error:  # it speaks of a configuration's fields, which are flags here
+        message = re.sub(r"(--config\.)?\bdata\.path\b", "--data", str(error))
+        message = re.sub(rf"(--config\.)?\bdata\.({FIELDS})\b", r"--\2", message)
         raise UserError(message) from None
     recogniser = Recogniser.from_pretrained(MODEL.value, dtype=DTYPE.value)
     result = recogniser.evaluate(utterances, unusable, name=SPLIT.value, batch_size=BATCH_SIZE.value)

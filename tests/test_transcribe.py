@@ -62,8 +62,7 @@ def test_text_equals_the_pipelines(kind, clips, request):
     folder = request.getfixturevalue(kind).folder
     pipeline = transformers.pipeline("automatic-speech-recognition", model=str(folder), device="cpu")
     expected = [pipeline(full_scale(clip))["text"] for clip in clips]
-    assert len(set(expected)) == len(clips)
-    assert min(map(len, expected[1:5])) > 3
+    assert len(set(expected)) > 8  # random weights say something, and hear a difference
     assert Recogniser.from_pretrained(folder).transcribe(clips) == expected
 
 
@@ -116,7 +115,7 @@ def test_files_keep_their_order_and_bad_ones_are_named(recogniser, clips, tmp_pa
 
 
 def test_a_clip_shorter_than_a_frame_is_an_error(recogniser, clips):
-    with pytest.raises(UserError, match="clip 1: 399 samples .* at least 400"):
+    with pytest.raises(UserError, match=r"clip 1: 399 samples .* at least 400"):
         recogniser.transcribe([clips[0], clips[1][:399]])
 
 
@@ -176,7 +175,6 @@ def test_checkpoints_that_give_no_text(large, tmp_path):
     assert "preprocessor_config.json" in loading(folder)
 
     folder = broken(large.folder, tmp_path / "narrow")
-    shutil.copyfile(folder / "vocab.json", folder / "old.json")
     vocabulary = json.loads((folder / "vocab.json").read_text())
     vocabulary["é"] = 32
     (folder / "vocab.json").write_text(json.dumps(vocabulary))

@@ -1,0 +1,41 @@
+"""WavLM-base-plus on the free sample of TIMIT that NLTK ships: 160 clips of 16 speakers.
+
+    python -m nltk.downloader timit
+    python scripts/train_flax.py --config configs/timit_sample.py --config.data.path=$HOME/nltk_data/corpora/timit
+
+In place of the flag, the environment variable TIMIT_SAMPLE_DIR can say where it is. A quick look at real
+speech, not a benchmark: four speakers, a man and a woman of two dialect regions each, are held out as the
+test set, but SA1 and SA2 are spoken by all. Clips that a text-mode copy of the sample has cut short are left
+out, and named.
+
+Hardware: any GPU of 8 GB; on 2 CPU cores use a small checkpoint (`--config.model.checkpoint=FOLDER`).
+Expected: not yet measured with pretrained weights. With a tiny randomly initialised checkpoint the loss on
+the training clips falls by more than half in 60 steps (measured by tests/test_train.py).
+"""
+
+import os
+
+from flax_wavlm.train_config import DataSettings, LoopSettings, ModelSettings, OptimSettings, TrainConfig
+
+HELD_OUT = ("dr1-mcpm0", "dr4-falr0", "dr5-ftlg0", "dr8-mbcg0")
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        name="timit_sample",
+        model=ModelSettings(checkpoint="microsoft/wavlm-base-plus"),
+        data=DataSettings(
+            corpus="timit_sample",
+            path=os.environ.get("TIMIT_SAMPLE_DIR", ""),
+            held_out_speakers=HELD_OUT,
+        ),
+        train=LoopSettings(
+            batch_size=8,
+            steps=600,
+            eval_batch_size=8,
+            eval_every=100,
+            log_every=20,
+            ctc_loss_reduction="mean",
+        ),
+        optim=OptimSettings(learning_rate=1e-4, warmup_steps=60),
+    )
