@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,10 @@ import soundfile
 
 from flax_wavlm.errors import UserError
 
+log = logging.getLogger(__name__)
+
 SAMPLE_RATE = 16_000
+FEW = SAMPLE_RATE // 100  # samples, 10 ms: a `missing_ok` for speech that somebody wants transcribed
 
 _UNKNOWN_LENGTH = 2**63 - 1  # libsndfile's SF_COUNT_MAX: a FLAC stream whose header leaves the length open
 # libsndfile shortens a truncated RIFF, AIFF or AU file's length in silence, and notes it only in its log.
@@ -22,7 +26,7 @@ _STREAMED = 0x7FFF_0000  # from here up, the size is the placeholder of a progra
 _NIST_SAMPLE_COUNT = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
 
 
-def read_audio(source: Path | bytes, name: str = "") -> np.ndarray:
+def read_audio(source: Path | bytes, name: str = "", *, missing_ok: int = 0) -> np.ndarray:
     """Samples [N] of an audio file, mono at 16 kHz.
 
     Reads whatever libsndfile does, by content and not by extension: RIFF, NIST SPHERE, FLAC, MP3, OGG.
@@ -30,6 +34,8 @@ def read_audio(source: Path | bytes, name: str = "") -> np.ndarray:
     Args:
         source: the file, or the whole file's bytes.
         name: what errors call it; a path names itself.
+        missing_ok: samples that may be missing at the end. Training and test data must be whole; somebody
+            who wants a text is better served with what there is, and a warning.
 
     Returns:
         int16 where the file is 16-bit PCM, mono, 16 kHz: the exact samples in half the memory. Otherwise
@@ -50,11 +56,14 @@ def read_audio(source: Path | bytes, name: str = "") -> np.ndarray:
         promised = _promised_frames(file, head)
         rate = file.samplerate
     if len(samples) < promised:
-        raise UserError(
+        cut = (
             f"{name}: the audio is cut short: {len(samples)} samples, expected the {promised} of its header. "
             "Copy or download the file again, as binary: a copy in text mode loses bytes here and there, and "
             "what follows a lost byte is noise."
         )
+        if len(samples) < promised - missing_ok:
+            raise UserError(cut)
+        log.warning("%s", cut)
     if bad := samples.size - np.count_nonzero(np.isfinite(samples)):
         raise UserError(
             f"{name}: {bad} samples are NaN or Inf, expected finite ones. Write the file again, or remove "

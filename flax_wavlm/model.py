@@ -122,7 +122,8 @@ class ConvLayer(nnx.Module):
         mean = jnp.mean(x, axis=1, keepdims=True, where=where)
         variance = jnp.mean(jnp.square(x - mean), axis=1, keepdims=True, where=where)
         x = (x - mean) * jax.lax.rsqrt(variance + 1e-5)
-        assert self.norm.scale is not None and self.norm.bias is not None
+        assert self.norm.scale is not None
+        assert self.norm.bias is not None
         return x * self.norm.scale[...] + self.norm.bias[...]
 
 

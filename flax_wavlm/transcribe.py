@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flax_wavlm import ctc, port, sharding
-from flax_wavlm.audio import SAMPLE_RATE, read_audio
+from flax_wavlm.audio import FEW, SAMPLE_RATE, read_audio
 from flax_wavlm.batches import FILLER, Clip, choose_buckets, describe_skipped, eval_batches, usable_clips
 from flax_wavlm.config import WavLMConfig
 from flax_wavlm.corpora import Skipped, Utterance
@@ -147,7 +147,7 @@ class Recogniser:
 
         def read(file: Path) -> np.ndarray | UserError:
             try:
-                samples = read_audio(file)
+                samples = read_audio(file, missing_ok=FEW)
                 self._check_length(samples, str(file))
             except UserError as error:
                 return error

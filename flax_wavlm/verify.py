@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from flax_wavlm import port
-from flax_wavlm.audio import SAMPLE_RATE, read_audio
+from flax_wavlm.audio import FEW, SAMPLE_RATE, read_audio
 from flax_wavlm.convert import Conversion
 from flax_wavlm.errors import UserError
 from flax_wavlm.model import Params, WavLMForCTC, merge, split, structure
@@ -87,7 +87,7 @@ def require_torch() -> None:
 
 def read_clip(file: str) -> np.ndarray:
     """The user's clip, or the UserError that `audio.read_audio` gives."""
-    return read_audio(Path(file))
+    return read_audio(Path(file), missing_ok=FEW)
 
 
 def speech_like(seconds: float = 4.0) -> np.ndarray:

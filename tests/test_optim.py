@@ -81,7 +81,9 @@ def test_adamw_is_torchs(clip_norm: float) -> None:
     for step in range(10):
         before = params
         grads = random_tree(rng, scale=(0.01, 1.0, 10.0)[step % 3])
-        assert (float(optax.global_norm(grads)) > 1) == (step % 3 > 0)  # some are clipped, some are not
+        assert (np.sqrt(sum(np.sum(grad**2) for grad in jax.tree.leaves(grads))) > 1) == (
+            step % 3 > 0
+        )  # some are clipped, some are not
         updates, opt_state = update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
         for path, grad in traverse_util.flatten_dict(grads).items():

@@ -1,0 +1,70 @@
+"""The README's first command, whole: what it promises about words, minutes and files."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import transformers
+
+from flax_wavlm.report import evaluations, read_metrics
+from flax_wavlm.transcribe import Recogniser
+
+ROOT = Path(__file__).parent.parent
+MAX_WER = 0.05
+MAX_SECONDS = 6 * 60  # on 2 quiet cores; a busy machine may take twice that
+
+
+@pytest.mark.slow
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    began = time.perf_counter()
+    run = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "scripts/train_flax.py"),
+            "--config",
+            str(ROOT / "configs/demo.py"),
+            f"--workdir={tmp_path / 'run'}",
+            f"--config.data.path={tmp_path / 'speech'}",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},  # one device
+    )
+    seconds = time.perf_counter() - began
+    best = min(evaluations(read_metrics(tmp_path / "run/metrics.jsonl")), key=lambda row: row["wer"])
+    with capsys.disabled():
+        print(f"\ndemo: WER {best['wer']:.4f} after {seconds:.0f} s")
+    assert best["wer"] <= MAX_WER
+    assert seconds <= 2 * MAX_SECONDS
+    assert "step 50/" in run.stdout  # progress, the table, and where the model is
+    assert "| Step |" in run.stdout
+    assert str(tmp_path / "run/export") in run.stdout
+
+    # No voice and no sentence of the test set is in the training set.
+    voices = json.loads((tmp_path / "speech/corpus.json").read_text())["speakers"]
+    texts: dict[str, set[str]] = {"TRAIN": set(), "TEST": set()}
+    heard: dict[str, set[str]] = {"TRAIN": set(), "TEST": set()}
+    for split in texts:
+        for path in (tmp_path / "speech" / split).rglob("*.TXT"):
+            texts[split].add(path.read_text().split(" ", 2)[2].strip())
+            heard[split].add(voices[path.parent.name]["voice"])
+    assert not texts["TRAIN"] & texts["TEST"]
+    assert not heard["TRAIN"] & heard["TEST"]
+
+    # transformers' own pipeline reads the exported folder and says the same.
+    export = tmp_path / "run/export"
+    files = sorted((tmp_path / "speech/TEST").rglob("*.WAV"))[:20]
+    recogniser = Recogniser.from_pretrained(export)
+    ours = [transcript.text for transcript in recogniser.transcribe_files(files)]
+    pipeline = transformers.pipeline("automatic-speech-recognition", model=str(export))
+    clips = [soundfile.read(file, dtype="float32")[0] for file in files]
+    assert ours == [pipeline(np.asarray(clip))["text"] for clip in clips]
+    assert len(set(ours)) > 15

@@ -1,0 +1,428 @@
+"""The training step: its gradients against transformers', and all that must not change its result."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import nnx
+from reference import Reference, attention_mask, pad
+
+from flax_wavlm import ctc, port, sharding
+from flax_wavlm.config import WavLMConfig
+from flax_wavlm.model import WavLMForCTC, merge, split, structure
+from flax_wavlm.optim import adamw, linear_schedule, partition
+from flax_wavlm.step import TOTALS, TrainState, init_state, jit_train_step, make_train_step
+
+DEEP = 1e-4
+GRADIENT = 1e-3  # relative, each tensor
+SAME = 1e-5  # relative, between two ways of computing the same
+BLANK = 29
+DEVICES = jax.device_count()
+NO_REGULARISATION = {
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "feat_proj_dropout": 0.0,
+    "final_dropout": 0.0,
+    "layerdrop": 0.0,
+    "apply_spec_augment": False,
+}
+
+
+def make_batch(clips: list[np.ndarray], *, seed: int = 0, samples: int = 0) -> dict[str, np.ndarray]:
+    """The clips with random labels that fit, repeats among them."""
+    rng = np.random.default_rng(seed)
+    rows, lengths = pad(clips, samples)
+    label_lengths = rng.integers(5, 25, len(clips)).astype(np.int32)
+    labels = rng.integers(0, BLANK, (len(clips), 24)).astype(np.int32)
+    labels[:, 1] = labels[:, 0]
+    return {
+        "input_values": rows,
+        "lengths": lengths,
+        "labels": labels,
+        "label_lengths": label_lengths,
+        "valid": np.ones(len(clips), bool),
+    }
+
+
+def keep_gradient() -> optax.GradientTransformation:
+    """An optimizer whose state is the last gradient, and that changes nothing."""
+    return optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.zeros_like, params),
+        lambda grads, _, __: (jax.tree.map(jnp.zeros_like, grads), grads),
+    )
+
+
+QUICK = {"xla_backend_optimization_level": 0}  # half the time to compile, and the same operations
+
+
+@functools.cache
+def gradient_step(config: WavLMConfig, *, quick: bool = True, **changes: Any):
+    """The step with `keep_gradient` jitted for a single device, its input kept."""
+    settings = {"blank_id": BLANK, "reduction": "mean", "seed": 0} | changes
+    step = make_train_step(structure(config)[0], keep_gradient(), **settings)
+    return jax.jit(step, compiler_options=QUICK if quick else None)
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(np.ravel(a) - np.ravel(b)) / np.linalg.norm(np.ravel(b)))
+
+
+def assert_trees_near(ours: Any, expected: Any, tolerance: float) -> None:
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(expected), strict=True
+    ):
+        a, b = np.asarray(a), np.asarray(b)
+        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b) + 1e-12, jax.tree_util.keystr(path)
+
+
+# --- Gradients equal to the reference's ---------------------------------------------------------------------
+
+
+def reference_gradients(reference: Reference, batch: dict[str, np.ndarray], mask: Any = None):
+    """transformers' loss and gradients, by its own loss; with a mask, by the same formula."""
+    model, config = reference.model, reference.model.config
+    model.zero_grad()
+    inputs = torch.tensor(batch["input_values"])
+    attention = attention_mask(batch["input_values"], batch["lengths"])
+    real = np.arange(batch["labels"].shape[1]) < batch["label_lengths"][:, None]
+    assert config.ctc_loss_reduction == "mean"
+    assert config.pad_token_id == BLANK
+    if mask is None:
+        labels = torch.tensor(np.where(real, batch["labels"], -100), dtype=torch.long)
+        loss = model(inputs, attention_mask=attention, labels=labels).loss
+    else:
+        hidden = model.wavlm(inputs, attention_mask=attention, mask_time_indices=torch.tensor(mask))[0]
+        loss = torch.nn.functional.ctc_loss(
+            torch.log_softmax(model.lm_head(hidden), -1).transpose(0, 1),
+            torch.tensor(batch["labels"]),
+            model._get_feat_extract_output_lengths(torch.tensor(batch["lengths"])),
+            torch.tensor(batch["label_lengths"]),
+            blank=BLANK,
+        )
+    loss.backward()
+    gradients = {
+        name: np.zeros(parameter.shape, np.float32)
+        if parameter.grad is None
+        else parameter.grad.numpy().copy()
+        for name, parameter in model.named_parameters()
+    }
+    return float(loss.detach()), gradients
+
+
+def no_gradient(reference: Reference, masked: bool) -> set[str]:
+    """Tensors whose gradient is 0 in exact arithmetic: softmax does not see a key's bias, nor a norm over
+    time what it takes the mean of; and nothing is masked."""
+    names = {f"wavlm.encoder.layers.{i}.attention.k_proj.bias" for i in range(3)}
+    if reference.kind == "base":
+        names.add("wavlm.feature_extractor.conv_layers.0.conv.bias")
+    return names if masked else names | {"wavlm.masked_spec_embed"}
+
+
+def assert_gradients(
+    label: str, ours: dict[str, np.ndarray], expected: dict[str, np.ndarray], zero: set[str], capsys: Any
+) -> None:
+    assert ours.keys() == expected.keys()
+    whole = float(np.sqrt(sum(np.sum(np.square(gradient)) for gradient in expected.values())))
+    errors = {name: relative(ours[name], expected[name]) for name in expected.keys() - zero}
+    noise = {name: float(np.linalg.norm(ours[name])) / whole for name in zero}
+    worst = max(errors, key=errors.__getitem__)
+    with capsys.disabled():
+        print(
+            f"\n{label}: {len(errors)} gradients, worst relative error {errors[worst]:.1e} ({worst}); "
+            f"where it is 0, {max(noise.values()):.0e} of the whole norm"
+        )
+    assert {name: error for name, error in errors.items() if not error <= GRADIENT} == {}
+    assert {name: share for name, share in noise.items() if not share <= 1e-6} == {}
+
+
+WAYS = {
+    "scan": {},
+    "unrolled": {"unroll": 3},
+    "remat full": {"remat": "full"},
+    "remat dots": {"remat": "dots"},
+}
+
+
+def test_gradients_are_the_references(
+    reference: Reference, speech: list[np.ndarray], capsys: pytest.CaptureFixture
+) -> None:
+    """Of every tensor, through the training step itself, in every way of running the layers."""
+    batch = make_batch(speech[:3])
+    expected_loss, expected = reference_gradients(reference, batch)
+    params = split(port.load(reference.folder))[1]
+    for way, changes in WAYS.items():
+        config = reference.config.replace(**NO_REGULARISATION | changes)
+        step = gradient_step(config, quick=way != "scan")
+        state = step(init_state(params, {}, keep_gradient()), batch)
+        assert float(state.totals["loss"]) == pytest.approx(expected_loss, rel=DEEP)
+        gradients = port.hf_tensors(config, state.opt_state)
+        zero = no_gradient(reference, masked=False)
+        assert_gradients(f"{reference.kind}, {way}", gradients, expected, zero, capsys)
+        norm = np.sqrt(sum(np.sum(np.square(gradient)) for gradient in expected.values()))
+        assert float(state.totals["grad_norm"]) == pytest.approx(norm, rel=GRADIENT)
+
+
+def test_gradients_with_a_fixed_mask(
+    reference: Reference, speech: list[np.ndarray], capsys: pytest.CaptureFixture
+) -> None:
+    """The mask embedding's as well."""
+    batch = make_batch(speech[:2], seed=1)
+    frames = int(reference.config.frame_count(batch["input_values"].shape[1]))
+    mask = np.random.default_rng(0).random((2, frames)) < 0.3
+    expected_loss, expected = reference_gradients(reference, batch, mask)
+    graphdef, params = split(port.load(reference.folder))
+
+    def mean_loss(params: Any) -> jax.Array:
+        logits, frames = merge(graphdef, params)(batch["input_values"], batch["lengths"], mask_time=mask)
+        loss, _ = ctc.ctc_loss(logits, frames, batch["labels"], batch["label_lengths"], blank_id=BLANK)
+        return ctc.reduced_sum(loss, batch["label_lengths"], batch["valid"], reduction="mean") / 2
+
+    loss, gradients = jax.jit(jax.value_and_grad(mean_loss), compiler_options=QUICK)(params)
+    assert float(loss) == pytest.approx(expected_loss, rel=DEEP)
+    ours = port.hf_tensors(reference.config, gradients)
+    zero = no_gradient(reference, masked=True)
+    assert_gradients(f"{reference.kind}, fixed mask", ours, expected, zero, capsys)
+
+
+# --- One result, however it is computed ---------------------------------------------------------------------
+
+SMALL = WavLMConfig(
+    vocab_size=32,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=64,
+    feat_extract_norm="layer",
+    do_stable_layer_norm=True,
+    conv_dim=(16, 16, 16),
+    conv_kernel=(10, 4, 4),
+    conv_stride=(5, 4, 4),
+    num_conv_pos_embeddings=16,
+    num_conv_pos_embedding_groups=4,
+    num_buckets=32,
+    max_bucket_distance=40,
+    hidden_dropout=0.1,
+    attention_dropout=0.1,
+    layerdrop=0.2,
+    mask_time_prob=0.2,
+    mask_feature_prob=0.1,
+    pad_token_id=BLANK,
+)
+QUIET = SMALL.replace(**NO_REGULARISATION)
+ROWS, SAMPLES = 16, 4000
+
+
+def small_batch(rows: int = ROWS, *, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(SAMPLES * 3 // 4, SAMPLES, rows)
+    return make_batch([rng.normal(size=n) for n in lengths], seed=seed, samples=SAMPLES)
+
+
+@functools.cache
+def small_params() -> dict[str, Any]:
+    """On the host: a step that takes its state's buffers takes copies of them."""
+    params = jax.jit(lambda: split(WavLMForCTC(SMALL, nnx.Rngs(0)))[1])()
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: (np.asarray(leaf) + 0.05 * rng.normal(size=leaf.shape)).astype(np.float32), params
+    )
+
+
+def small_state(optimizer: optax.GradientTransformation | None = None, *, freeze: bool = False) -> TrainState:
+    trained, frozen = partition(jax.tree.map(jnp.array, small_params()), freeze_feature_encoder=freeze)
+    return init_state(trained, frozen, optimizer or keep_gradient())
+
+
+def assert_same_gradients(ours: Any, expected: Any) -> None:
+    """1e-5 of the whole, and 1e-4 of each array: some are small differences of large sums."""
+    flat = [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (ours, expected)]
+    assert relative(*flat) <= SAME
+    assert_trees_near(ours, expected, DEEP)
+
+
+def test_accumulation_gives_the_gradient_of_the_whole() -> None:
+    """In four parts or one; a part may have more valid rows, labels and infeasible clips than another."""
+    batch = small_batch()
+    batch["valid"][[1, 4, 5]] = False
+    batch["lengths"][2] = 300  # labels that do not fit
+    whole, parts = (gradient_step(QUIET, accumulation=n)(small_state(), batch) for n in (1, 4))
+    assert_same_gradients(parts.opt_state, whole.opt_state)
+    for name, total in whole.totals.items():
+        assert float(parts.totals[name]) == pytest.approx(float(total), rel=SAME), name
+    assert float(whole.totals["clips"]) == ROWS - 3
+    assert float(whole.totals["infeasible"]) == 1
+    assert float(whole.totals["samples"]) == batch["lengths"][batch["valid"]].sum()
+
+
+def test_filler_rows_change_nothing() -> None:
+    """The same as without them, whatever they hold."""
+    batch = small_batch()
+    kept = np.sort(np.random.default_rng(0).permutation(ROWS)[: ROWS // 2])
+    batch["valid"] = np.isin(np.arange(ROWS), kept)
+    filler = ~batch["valid"]
+    expected = gradient_step(QUIET)(small_state(), {name: rows[kept] for name, rows in batch.items()})
+    assert float(expected.totals["clips"]) == ROWS // 2
+    for length, label_length, value in ((0, 0, 0.0), (SAMPLES, 24, 1.0), (300, 24, -1.0)):
+        batch["lengths"][filler] = length
+        batch["label_lengths"][filler] = label_length
+        batch["input_values"][filler] = value
+        state = gradient_step(QUIET)(small_state(), batch)
+        assert_same_gradients(state.opt_state, expected.opt_state)
+        for name, total in expected.totals.items():
+            assert float(state.totals[name]) == pytest.approx(float(total), rel=SAME), name
+
+
+def test_batch_of_nothing_but_filler() -> None:
+    """Of one process's last batch, say: finite, and no gradient."""
+    batch = small_batch()
+    batch["valid"][:] = False
+    state = gradient_step(QUIET)(small_state(), batch)
+    assert not any(map(np.any, jax.tree.leaves(state.opt_state)))
+    assert jax.device_get(state.totals) == {name: name == "steps" for name in TOTALS}
+
+
+def test_infeasible_clips_are_counted_and_give_nothing() -> None:
+    """They stay in the mean's denominator, as torch's zero_infinity leaves them."""
+    batch = small_batch()
+    before = gradient_step(QUIET)(small_state(), batch)
+    assert float(before.totals["infeasible"]) == 0
+    short = np.array([3, 8, 9])
+    batch["lengths"][short] = 400  # four frames for five labels and more
+    both = gradient_step(QUIET)(small_state(), batch)
+    assert float(both.totals["infeasible"]) == 3
+    assert float(both.totals["clips"]) == ROWS
+    batch["valid"][short] = False
+    without = gradient_step(QUIET)(small_state(), batch)
+    assert float(without.totals["infeasible"]) == 0
+    share = (ROWS - 3) / ROWS
+    expected = jax.tree.map(lambda gradient: share * gradient, without.opt_state)
+    assert_same_gradients(both.opt_state, expected)
+    assert float(both.totals["loss"]) == pytest.approx(share * float(without.totals["loss"]), rel=SAME)
+    # And totals go on from step to step.
+    again = gradient_step(QUIET)(both, batch)
+    assert float(again.totals["steps"]) == 2
+    assert float(again.totals["infeasible"]) == 3
+    assert float(again.totals["clips"]) == 2 * ROWS - 3
+    assert int(again.step) == 2
+
+
+def test_reduction_sum_divides_by_nothing() -> None:
+    """Against "mean" where every clip has the same number of labels."""
+    batch = small_batch()
+    batch["label_lengths"][:] = 7
+    mean, total = (gradient_step(QUIET, reduction=name)(small_state(), batch) for name in ("mean", "sum"))
+    scaled = jax.tree.map(lambda gradient: gradient * 7 * ROWS, mean.opt_state)
+    assert_same_gradients(total.opt_state, scaled)
+    assert float(total.totals["loss"]) == pytest.approx(7 * ROWS * float(mean.totals["loss"]), rel=SAME)
+
+
+def test_frozen_parameters_have_no_gradient_and_stay() -> None:
+    batch = small_batch()
+    free = gradient_step(QUIET)(small_state(), batch)
+    state = gradient_step(QUIET)(small_state(freeze=True), batch)
+    assert "feature_encoder" not in state.opt_state["wavlm"]
+    expected, skipped = partition(free.opt_state, freeze_feature_encoder=True)
+    assert_same_gradients(state.opt_state, expected)
+    assert all(np.abs(gradient).max() > 0 for gradient in jax.tree.leaves(skipped))  # it would have one
+    for one, other in zip(
+        jax.tree.leaves(state.frozen), jax.tree.leaves(small_state(freeze=True).frozen), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+# --- Randomness ---------------------------------------------------------------------------------------------
+
+
+def test_randomness_is_of_seed_and_step() -> None:
+    batch, state = small_batch(), small_state()
+
+    def loss(step: int, seed: int) -> float:
+        at = state._replace(step=jnp.int32(step))
+        return float(gradient_step(SMALL, seed=seed)(at, batch).totals["loss"])
+
+    assert loss(0, 0) == loss(0, 0)
+    assert loss(7, 0) == loss(7, 0)
+    assert len({loss(0, 0), loss(1, 0), loss(7, 0), loss(0, 1), loss(1, 1)}) == 5
+    quiet = gradient_step(QUIET)
+    assert float(quiet(state, batch).totals["loss"]) == float(
+        quiet(state._replace(step=jnp.int32(7)), batch).totals["loss"]
+    )
+
+
+# --- Over a mesh --------------------------------------------------------------------------------------------
+
+MESHES = (1, 2, 8) if DEVICES == 8 else (1,)  # the sizes of "fsdp"
+
+
+class Run(NamedTuple):
+    placed: TrainState  # given up to the first step
+    state: TrainState
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[int, Run]:
+    """Three steps of the recipe on every mesh, regularisation on, from the same state."""
+    optimizer = adamw(linear_schedule(1e-3, 1, 100), weight_decay=0.005, clip_norm=1.0)
+    results = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "MIN_SPLIT_SIZE", 512)  # of so small a model much would stay whole
+        for fsdp in MESHES:
+            mesh = sharding.make_mesh(fsdp=fsdp)
+            state = small_state(optimizer)
+            placed = state = jax.device_put(state, sharding.tree_sharding(mesh, state))
+            step = make_train_step(structure(SMALL)[0], optimizer, blank_id=BLANK, reduction="mean", seed=0)
+            jitted = jit_train_step(step, mesh, state)
+            for seed in range(3):
+                state = jitted(state, sharding.put_batch(mesh, small_batch(seed=seed)))
+            results[fsdp] = Run(placed, state)
+    return results
+
+
+def test_state_is_donated(runs: dict[int, Run]) -> None:
+    for run in runs.values():
+        for leaf in jax.tree.leaves(run.placed.params) + jax.tree.leaves(run.placed.opt_state):
+            assert leaf.is_deleted()
+        assert int(run.state.step) == 3
+
+
+@pytest.mark.skipif(DEVICES != 8, reason="needs 8 devices")
+def test_same_result_on_every_mesh(runs: dict[int, Run]) -> None:
+    def visible(params: Any) -> Any:
+        """Without the keys' biases: AdamW makes whole updates of what is rounding in their gradients."""
+        tensors = port.hf_tensors(SMALL, params)
+        return {name: tensor for name, tensor in tensors.items() if not name.endswith("k_proj.bias")}
+
+    expected = runs[1].state
+    start = visible(small_params())
+    for fsdp in MESHES[1:]:
+        state = runs[fsdp].state
+        for name, total in expected.totals.items():
+            assert float(state.totals[name]) == pytest.approx(float(total), rel=SAME), name
+        assert_trees_near(visible(state.params), visible(expected.params), SAME)
+    moved = {name: relative(tensor, start[name]) for name, tensor in visible(expected.params).items()}
+    assert min(moved.values()) > 10 * SAME  # so that staying where they are would not pass
+
+
+@pytest.mark.skipif(DEVICES != 8, reason="needs 8 devices")
+@pytest.mark.parametrize("fsdp", MESHES)
+def test_parameters_and_optimizer_state_are_split(runs: dict[int, Run], fsdp: int) -> None:
+    state = runs[fsdp].state
+    for params in (
+        state.params,
+        *(optax.tree_utils.tree_get(state.opt_state, name) for name in ("mu", "nu")),
+    ):
+        leaves = jax.tree.leaves(params)
+        split_leaves = [leaf for leaf in leaves if not leaf.sharding.is_fully_replicated]
+        if fsdp == 1:
+            assert not split_leaves
+            continue
+        assert len(split_leaves) >= 8
+        assert all(leaf.addressable_data(0).size * fsdp == leaf.size for leaf in split_leaves)
+        held = sum(leaf.addressable_data(0).size for leaf in leaves)
+        assert held < 0.2 * sum(leaf.size for leaf in leaves) + 0.8 * sum(leaf.size for leaf in leaves) / fsdp
