@@ -130,6 +130,7 @@ class TrainConfig:
             if not holds:
                 raise UserError(f"--config.{name} is {lookup(self, name)!r}, expected {expected}")
 
+        _check_types(self)
         for name, value in flatten(self).items():
             if isinstance(value, float):
                 require(math.isfinite(value), name, "a finite number")
@@ -177,6 +178,23 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Nested, for config.json."""
         return dataclasses.asdict(self)
+
+
+def _check_types(config: Any, prefix: str = "") -> None:
+    """UserError for a value of another type than its field's: a config file can set anything."""
+    for field in dataclasses.fields(config):
+        value, wanted = getattr(config, field.name), field.type
+        if isinstance(value, WavLMConfig) and wanted == WavLMConfig | None:
+            continue  # it has checked itself
+        if isinstance(wanted, type) and dataclasses.is_dataclass(wanted) and isinstance(value, wanted):
+            _check_types(value, f"{prefix}{field.name}.")
+            continue
+        names = {type(None): "None", tuple: "tuple[str, ...]"}
+        found = names.get(type(value), type(value).__name__)
+        spelled = wanted.__name__ if isinstance(wanted, type) else str(wanted)
+        allowed = spelled.split(" | ")
+        if found not in allowed and not (found == "int" and "float" in allowed):
+            raise UserError(f"--config.{prefix}{field.name} is {value!r}, expected {spelled}")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -16,6 +16,7 @@ from flax_wavlm.ctc import collapse, ctc_loss, reduced_sum
 
 Array = np.ndarray
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
+QUICK = {"xla_backend_optimization_level": 0}  # half the time to compile, and the same operations
 ROWS, FRAMES, OUTPUTS, WIDTH = 8, 24, 9, 10  # of the random cases: one shape, so that each is one compilation
 BLANKS = (0, 5)
 
@@ -64,7 +65,7 @@ def ours(blank_id: int):
         (_, (loss, feasible)), gradient = jax.value_and_grad(weighted, has_aux=True)(*arguments)
         return loss, feasible, gradient
 
-    return jax.jit(call)
+    return jax.jit(call, compiler_options=QUICK)
 
 
 def torchs(case: Case, blank_id: int, reduction: str, weights: Array | None = None) -> tuple[Array, Array]:
@@ -113,23 +114,24 @@ def test_random_cases_hold_what_they_should() -> None:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("dropped", [(), (1, 4, 6)], ids=["all rows", "some rows"])
-def test_reduced_sum_is_torchs_reduction(reduction: str, dropped: tuple[int, ...]) -> None:
+def test_reduced_sum_is_torchs_reduction(reduction: str) -> None:
     """Torch is given the valid rows only."""
     blank_id = 5
     case = random_case(9, blank_id)
-    valid = np.array([row not in dropped for row in range(ROWS)])
 
-    def reduced(logits: jax.Array) -> jax.Array:
+    def reduced(logits: jax.Array, valid: jax.Array) -> jax.Array:
         loss, _ = ctc_loss(logits, *case[1:], blank_id=blank_id)
         total = reduced_sum(loss, case.label_lengths, valid, reduction=reduction)
         return total / valid.sum() if reduction == "mean" else total
 
-    loss, gradient = jax.jit(jax.value_and_grad(reduced))(case.logits)
-    expected_loss, expected_gradient = torchs(Case(*(part[valid] for part in case)), blank_id, reduction)
-    np.testing.assert_allclose(loss, expected_loss, rtol=RELATIVE, atol=ABSOLUTE)
-    np.testing.assert_allclose(gradient[valid], expected_gradient, rtol=RELATIVE, atol=ABSOLUTE)
-    assert not np.any(gradient[~valid])
+    jitted = jax.jit(jax.value_and_grad(reduced), compiler_options=QUICK)
+    for dropped in ((), (1, 4, 6)):
+        valid = np.array([row not in dropped for row in range(ROWS)])
+        loss, gradient = jitted(case.logits, valid)
+        expected_loss, expected_gradient = torchs(Case(*(part[valid] for part in case)), blank_id, reduction)
+        np.testing.assert_allclose(loss, expected_loss, rtol=RELATIVE, atol=ABSOLUTE)
+        np.testing.assert_allclose(gradient[valid], expected_gradient, rtol=RELATIVE, atol=ABSOLUTE)
+        assert not np.any(gradient[~valid])
 
 
 def test_not_even_nan_comes_out_of_rows_that_are_not_valid() -> None:

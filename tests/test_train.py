@@ -168,6 +168,7 @@ def test_timit_sample(timit_sample: Path, tmp_path: Path) -> None:
     config.workdir = str(tmp_path / "run")
     config.train.steps, config.train.eval_every, config.train.log_every = 60, 30, 1
     config.optim.learning_rate, config.optim.warmup_steps = 2e-3, 10
+    config.data.buckets = 2  # each compiles
     result = train(config)
 
     losses = [row["loss"] for row in lines(result.workdir, "train")]
