@@ -94,7 +94,7 @@ def check_config_flags(arguments: Sequence[str]) -> None:
                 raise UserError(f"--config={path}: no such file; the recipes are in configs/")
         if argument.startswith("-") and flag.startswith("config."):
             name = flag.removeprefix("config.")
-            if name.startswith("model.config."):
+            if f"{name}.".startswith("model.config."):
                 raise UserError(
                     f"--{flag}: an architecture is set in the config file; the command line can change its "
                     "regularisation, as --config.model.overrides.NAME"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from flax_wavlm.errors import UserError
+from flax_wavlm.files import read_json_object
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "selu", "silu", "swish")
 
@@ -166,7 +166,7 @@ class WavLMConfig:
         name = "config"
         if isinstance(source, str | Path):
             name = str(source)
-            source = read_json_object(Path(source))
+            source = read_json_object(Path(source), "a model's configuration")
         if source.get("model_type") != "wavlm":
             raise UserError(
                 f"{name}: model_type is {source.get('model_type')!r}, expected 'wavlm'; "
@@ -234,18 +234,3 @@ _PROBABILITIES = [
     "mask_time_prob",
     "mask_feature_prob",
 ]
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in the file; UserError where it is missing, unreadable or something else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds {type(value).__name__}, expected a JSON object")
-    return value

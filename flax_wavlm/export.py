@@ -8,8 +8,9 @@ import jax
 
 from flax_wavlm import port, report, sharding
 from flax_wavlm.checkpoint import Checkpoints
-from flax_wavlm.config import WavLMConfig, read_json_object
+from flax_wavlm.config import WavLMConfig
 from flax_wavlm.errors import UserError
+from flax_wavlm.files import read_json_object
 from flax_wavlm.model import merge, structure
 
 
@@ -28,7 +29,7 @@ def export_run(workdir: Path, output: Path, step: str = "best") -> int:
     """
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir}: has no checkpoints/, so it is not the workdir of a run")
-    run = read_json_object(workdir / "config.json")
+    run = read_json_object(workdir / "config.json", "a run's configuration")
     config = WavLMConfig.from_hf(workdir / "processor" / "config.json")
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:

@@ -25,8 +25,9 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from flax_wavlm.config import WavLMConfig, read_json_object
+from flax_wavlm.config import WavLMConfig
 from flax_wavlm.errors import UserError
+from flax_wavlm.files import local_copy, read_json_object
 from flax_wavlm.model import Params, WavLMForCTC, merge, split, structure
 
 log = logging.getLogger(__name__)
@@ -263,31 +264,11 @@ def locate(source: str | Path) -> Path:
 
     A hub id is downloaded (or found in the cache) by huggingface_hub, which honours HF_HUB_OFFLINE.
     """
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
-    text = str(source)
-    if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", text):
-        raise UserError(
-            f"{text}: no such file or folder, and not a hub id such as microsoft/wavlm-large; check the path"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    def download(*patterns: str) -> Path:
-        return Path(snapshot_download(text, allow_patterns=["*.json", *patterns]))
-
-    try:
-        folder = download("model*.safetensors")
-        if not any((folder / name).exists() for name in WEIGHT_FILES[:2]):
-            folder = download("pytorch_model*.bin")
-        return folder
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{text}: no such file or folder here, and not to be had from the Hugging Face hub: {reason}. "
-            "Check the name, the network and HF_HUB_OFFLINE, or give a folder on the disk"
-        ) from None
+    path = local_copy(source, ["*.json", "model*.safetensors"])
+    downloaded = not Path(source).expanduser().exists()
+    if downloaded and not any((path / name).exists() for name in WEIGHT_FILES):
+        path = local_copy(source, ["*.json", "pytorch_model*.bin"])
+    return path
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
@@ -349,7 +330,7 @@ def _third(tensor: Tensor, index: int) -> Tensor:
 def _open_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a weight file, or of all files that an index names."""
     if path.name.endswith(".index.json"):
-        index = read_json_object(path).get("weight_map")
+        index = read_json_object(path, "an index of weight files").get("weight_map")
         if not isinstance(index, dict) or not index:
             raise UserError(f"{path}: has no weight_map; download the checkpoint again")
         tensors: dict[str, Tensor] = {}

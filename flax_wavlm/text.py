@@ -7,7 +7,6 @@ blank is the tokenizer's pad token, as in transformers' Wav2Vec2CTCTokenizer and
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flax_wavlm.errors import UserError
+from flax_wavlm.files import local_copy, read_json_object
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2CTCTokenizer
@@ -27,7 +27,6 @@ UNKNOWN = "[UNK]"
 PAD = "[PAD]"
 
 _DELETED = str.maketrans("", "", ',?.!-;:"')
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 _TOKENIZER_FILES = ["vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
 _PREPROCESSOR_FILES = ["preprocessor_config.json", "processor_config.json"]
 
@@ -126,7 +125,7 @@ class CTCTokenizer:
         from transformers import Wav2Vec2CTCTokenizer
 
         folder = _local_folder(folder_or_hub_id, _TOKENIZER_FILES)
-        vocab = _read_json(folder / "vocab.json", "a CTC tokenizer's vocabulary")
+        vocab = read_json_object(folder / "vocab.json", "a CTC tokenizer's vocabulary")
         for token, id in vocab.items():
             if type(id) is not int or id < 0:
                 raise UserError(
@@ -211,14 +210,14 @@ class Preprocessor:
         file = folder / "preprocessor_config.json"
         if not file.exists() and (folder / "processor_config.json").exists():
             file = folder / "processor_config.json"
-            fields = _read_json(file, "a feature extractor's settings").get("feature_extractor")
+            fields = read_json_object(file, "a feature extractor's settings").get("feature_extractor")
             if not isinstance(fields, dict):
                 raise UserError(
                     f"{file}: feature_extractor is {fields!r}, expected an object. Save the checkpoint's "
                     "Wav2Vec2FeatureExtractor into the folder."
                 )
         else:
-            fields = _read_json(file, "a feature extractor's settings")
+            fields = read_json_object(file, "a feature extractor's settings")
         defaults = {
             "feature_extractor_type": "Wav2Vec2FeatureExtractor",
             "feature_size": 1,
@@ -271,38 +270,7 @@ class Preprocessor:
 
 
 def _local_folder(folder_or_hub_id: str | Path, files: list[str]) -> Path:
-    """The folder itself, or the hub snapshot with those of `files` that the repository has."""
-    folder, hub_id = Path(folder_or_hub_id), str(folder_or_hub_id)
-    if folder.is_dir():
-        return folder
-    if folder.exists() or not _HUB_ID.fullmatch(hub_id):
-        raise UserError(
-            f"{hub_id!r} is not a folder. Expected a checkpoint's folder, or a Hugging Face hub id such as "
-            "microsoft/wavlm-large."
-        )
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=files))
-    except Exception as error:  # HTTP, cache, validation and offline errors share no base class
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{hub_id!r} is neither a folder here nor a checkpoint that the Hugging Face hub gives: {reason} "
-            "Check the name, the network and HF_HUB_OFFLINE, or download the checkpoint and give its folder."
-        ) from error
-
-
-def _read_json(file: Path, what: str) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{file}: cannot read it ({error.strerror}). Expected {what}: give a folder that has it."
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error}). Expected {what}: restore the file.") from error
-    if not isinstance(value, dict):
-        raise UserError(
-            f"{file}: holds a {type(value).__name__}, expected an object, {what}. Restore the file."
-        )
-    return value
+    folder = local_copy(folder_or_hub_id, files)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is not a folder; expected the folder of a checkpoint, or a hub id")
+    return folder

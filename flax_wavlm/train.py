@@ -30,10 +30,11 @@ from flax_wavlm.batches import (
     usable_clips,
 )
 from flax_wavlm.checkpoint import Checkpoints
-from flax_wavlm.config import WavLMConfig, read_json_object
+from flax_wavlm.config import WavLMConfig
 from flax_wavlm.errors import UserError
 from flax_wavlm.evaluate import Evaluation, evaluate, figures_line, make_eval_step, write_predictions
 from flax_wavlm.export import export_run
+from flax_wavlm.files import read_json_object
 from flax_wavlm.model import Params, WavLMForCTC, split, structure
 from flax_wavlm.optim import adamw, combine, linear_schedule, partition
 from flax_wavlm.step import TrainState, init_state, jit_train_step, make_train_step, zero_totals
@@ -191,7 +192,8 @@ def _claim(workdir: Path, config: TrainConfig) -> None:
     resolved = config.to_dict()
     path = workdir / "config.json"
     if path.exists():
-        before, now = flatten(read_json_object(path)), flatten(json.loads(json.dumps(resolved)))
+        before = flatten(read_json_object(path, "the run's configuration"))
+        now = flatten(json.loads(json.dumps(resolved)))
         different = [
             f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
             for name in sorted(before | now)

@@ -5,7 +5,8 @@ import dataclasses
 import difflib
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from flax_wavlm.config import WavLMConfig
 from flax_wavlm.errors import UserError
@@ -182,19 +183,15 @@ class TrainConfig:
 
 def _check_types(config: Any, prefix: str = "") -> None:
     """UserError for a value of another type than its field's: a config file can set anything."""
-    for field in dataclasses.fields(config):
-        value, wanted = getattr(config, field.name), field.type
-        if isinstance(value, WavLMConfig) and wanted == WavLMConfig | None:
-            continue  # it has checked itself
-        if isinstance(wanted, type) and dataclasses.is_dataclass(wanted) and isinstance(value, wanted):
-            _check_types(value, f"{prefix}{field.name}.")
-            continue
-        names = {type(None): "None", tuple: "tuple[str, ...]"}
-        found = names.get(type(value), type(value).__name__)
-        spelled = wanted.__name__ if isinstance(wanted, type) else str(wanted)
-        allowed = spelled.split(" | ")
-        if found not in allowed and not (found == "int" and "float" in allowed):
-            raise UserError(f"--config.{prefix}{field.name} is {value!r}, expected {spelled}")
+    for part in dataclasses.fields(config):
+        name, value, wanted = f"{prefix}{part.name}", getattr(config, part.name), part.type
+        allowed = get_args(wanted) if isinstance(wanted, UnionType) else (wanted,)
+        classes = [get_origin(kind) or kind for kind in allowed]
+        if type(value) not in classes and not (type(value) is int and float in classes):  # a bool is no int
+            spelled = wanted.__name__ if isinstance(wanted, type) else wanted
+            raise UserError(f"--config.{name} is {value!r}, expected {spelled}")
+        if dataclasses.is_dataclass(value) and not isinstance(value, WavLMConfig):  # that checks itself
+            _check_types(value, f"{name}.")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

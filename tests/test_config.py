@@ -261,8 +261,8 @@ def test_bad_value(changes: dict[str, Any], name: str, shown: str, expected: str
         ({"model_type": "hubert"}, ("model_type", "'hubert'", "expected 'wavlm'")),
         ({"hidden_size": 64}, ("model_type", "None", "expected 'wavlm'")),
         ({"model_type": "wavlm", "add_adapter": True}, ("add_adapter", "true", "not supported")),
-        ([1, 2], ("list", "expected a JSON object")),
-        ("wavlm", ("str", "expected a JSON object")),
+        ([1, 2], ("list", "expected an object")),
+        ("wavlm", ("str", "expected an object")),
     ],
     ids=["wav2vec2", "hubert", "no model_type", "adapters", "list", "string"],
 )
@@ -278,10 +278,10 @@ def test_config_of_something_else(content: Any, parts: tuple[str, ...], tmp_path
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (None, "no such file"),
-        (b'{"model_type": "wavlm",', "not valid JSON"),
-        (b"", "not valid JSON"),
-        (b"\xff\xfe{}", "not valid JSON"),
+        (None, "No such file"),
+        (b'{"model_type": "wavlm",', "not JSON"),
+        (b"", "not JSON"),
+        (b"\xff\xfe{}", "not JSON"),
     ],
     ids=["missing", "cut off", "empty", "not text"],
 )
@@ -295,7 +295,7 @@ def test_unreadable_file(content: bytes | None, expected: str, tmp_path: Path) -
 
 
 def test_folder_in_place_of_the_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read") as raised:
+    with pytest.raises(UserError, match="cannot read it") as raised:
         WavLMConfig.from_hf(tmp_path)
     assert str(tmp_path) in str(raised.value)
 
