@@ -97,7 +97,7 @@ def make_train_step(
         new = {
             "steps": 1,
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "samples": jnp.sum(jnp.where(batch["valid"], batch["lengths"], 0)),
             "clips": clips,
             "infeasible": infeasible,

@@ -108,15 +108,17 @@ def train(config: TrainConfig) -> TrainResult:
         weight_decay=config.optim.weight_decay,
         clip_norm=config.optim.clip_norm,
     )
-    state = _new_state(config, origin, optimizer, mesh)
-    freeze = config.model.freeze_feature_encoder
+    template = _state_template(config, origin, optimizer, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints")
     iterator = train_iterator(batches, threads=config.data.threads, prefetch=config.data.prefetch)
     start = checkpoints.latest_step() or 0
     if start:
-        state, position = checkpoints.restore(start, state, freeze_feature_encoder=freeze)
+        freeze = config.model.freeze_feature_encoder
+        state, position = checkpoints.restore(start, template, freeze_feature_encoder=freeze)
         iterator.set_state(position)
         log.info("resumed from step %d", start)
+    else:
+        state = _new_state(config, origin, optimizer, template)
     journal = _Journal(workdir / "metrics.jsonl", batches.steps_per_epoch, resumed_at=start)
 
     blank_id, reduction = origin.tokenizer.blank_id, config.train.ctc_loss_reduction
@@ -178,7 +180,10 @@ def train(config: TrainConfig) -> TrainResult:
     checkpoints.close()
 
     exported = export_run(workdir, workdir / "export", "best")
-    rows = report.evaluations(report.read_metrics(workdir / "metrics.jsonl"))
+    metrics = report.read_metrics(workdir / "metrics.jsonl")
+    if jax.process_index() == 0:
+        report.curves(metrics, workdir / "curves.svg")
+    rows = report.evaluations(metrics)
     log.info("\n%s\n\nThe best, step %d, is in %s", report.results_table(rows), exported, workdir / "export")
     best = next(row for row in rows if row["step"] == exported)
     return TrainResult(workdir, workdir / "export", dict(best))
@@ -343,15 +348,39 @@ def _open_origin(config: TrainConfig, texts: list[str]) -> _Origin:
     return _Origin(checkpoint, model_config, tokenizer, preprocessor)
 
 
-def _new_state(
+def _state_template(
     config: TrainConfig, origin: _Origin, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """The state before the first step, every array made or put where it belongs."""
+    """The training state's shapes, types and shardings, without an array."""
+    freeze = config.model.freeze_feature_encoder
+    trained, frozen = partition(structure(origin.config)[1], freeze_feature_encoder=freeze)
+    log.info(
+        "%.1f million parameters, %.1f million of them trained",
+        port.count_parameters(combine(trained, frozen)) / 1e6,
+        port.count_parameters(trained) / 1e6,
+    )
+    shapes = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained, frozen)
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        shapes,
+        sharding.tree_sharding(mesh, shapes),
+    )
 
-    def placement(path: tuple[str, ...], shape: tuple[int, ...]) -> jax.sharding.Sharding:
-        return sharding.parameter_sharding(mesh, shape)
 
+def _new_state(
+    config: TrainConfig, origin: _Origin, optimizer: optax.GradientTransformation, template: TrainState
+) -> TrainState:
+    """The state before the first step, every array made or put where the template says."""
+    where = jax.tree.map(lambda x: x.sharding, template)
+    params_where = combine(where.params, where.frozen)
     if origin.checkpoint is not None:
+
+        def placement(path: tuple[str, ...], shape: tuple[int, ...]) -> jax.sharding.Sharding:
+            node: Any = params_where
+            for key in path:
+                node = node[key]
+            return node
+
         model = port.load(
             origin.checkpoint,
             overrides=dataclasses.asdict(origin.config),
@@ -360,24 +389,17 @@ def _new_state(
             seed=config.seed,
         )
         params = split(model)[1]
+        del model
     else:
-        shapes = structure(origin.config)[1]
-        params = jax.jit(
-            lambda: split(WavLMForCTC(origin.config, nnx.Rngs(config.seed)))[1],
-            out_shardings=sharding.tree_sharding(mesh, shapes),
-        )()
+
+        def make() -> Params:
+            return split(WavLMForCTC(origin.config, nnx.Rngs(config.seed)))[1]
+
+        params = jax.jit(make, out_shardings=params_where)()
     trained, frozen = partition(params, freeze_feature_encoder=config.model.freeze_feature_encoder)
-    log.info(
-        "%.1f million parameters, %.1f million of them trained",
-        port.count_parameters(params) / 1e6,
-        port.count_parameters(trained) / 1e6,
-    )
     del params
     init = functools.partial(init_state, optimizer=optimizer)
-    shapes = jax.eval_shape(init, trained, frozen)
-    return jax.jit(init, out_shardings=sharding.tree_sharding(mesh, shapes), donate_argnums=(0, 1))(
-        trained, frozen
-    )
+    return jax.jit(init, out_shardings=where, donate_argnums=(0, 1))(trained, frozen)
 
 
 # --- Figures ------------------------------------------------------------------------------------------------

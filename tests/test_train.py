@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -332,11 +333,13 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path: Path, monkeypatch: pytes
 
 def test_finished_run_only_exports_again(tmp_path: Path) -> None:
     config = small_run(tmp_path, "run", kind="base")
+    config.mesh.fsdp = min(2, jax.device_count())
     first = train(config)
     before = (first.workdir / "metrics.jsonl").read_text()
     second = train(config)
     assert (second.workdir / "metrics.jsonl").read_text() == before
     assert second.best == first.best
+    assert (first.workdir / "curves.svg").read_text().startswith("<svg")
 
 
 def test_workdir_of_another_configuration(tmp_path: Path) -> None:
