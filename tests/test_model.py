@@ -14,7 +14,7 @@ from flax import nnx
 from reference import Reference, attention_mask, pad, tiny_reference
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention, _compute_mask_indices
 
-from flax_wavlm import WavLMConfig, WavLMForCTC, port
+from flax_wavlm import WavLMConfig, WavLMForCTC, port, sharding
 from flax_wavlm.model import grouped_conv, merge, relative_buckets, span_mask, split, structure
 
 DEEP = 1e-4  # tolerance for a whole model in float32
@@ -348,6 +348,19 @@ def test_spans_differ_between_clips_and_keys() -> None:
     np.testing.assert_array_equal(draw(0), draw(0))
     assert (draw(0) != draw(1)).any(axis=1).all()
     assert len({row.tobytes() for row in draw(0)}) == 16
+
+
+def test_spans_do_not_depend_on_the_topology() -> None:
+    """Rows on different devices (and so hosts) draw different spans, and those of a single device."""
+
+    def draw(lengths: jax.Array) -> jax.Array:
+        return span_mask(jax.random.key(3), lengths, 199, share=0.075, span=10, min_spans=2)
+
+    rows = sharding.put_batch(sharding.make_mesh(), {"lengths": np.full(16, 199)})["lengths"]
+    assert len(rows.sharding.device_set) == jax.device_count()
+    masks = np.asarray(jax.jit(draw)(rows))
+    np.testing.assert_array_equal(masks, jax.jit(draw)(jnp.full(16, 199)))
+    assert len({mask.tobytes() for mask in masks}) == 16
 
 
 def test_feature_mask(large_reference: Reference) -> None:
