@@ -7,6 +7,7 @@ and what our model makes of a clip beside what transformers' makes of it, in flo
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +24,7 @@ from flax_wavlm.errors import UserError
 from flax_wavlm.model import Params, WavLMForCTC, merge, split, structure
 from flax_wavlm.text import Preprocessor
 
-TOLERANCE = (
-    1e-3  # of the largest absolute difference, times the largest reference value where that is above 1
-)
+TOLERANCE = 1e-3  # of the largest difference; times the largest reference value where that is above 1
 CLIP_SECONDS = 10  # of the user's clip; attention's memory grows with the square
 
 
@@ -76,13 +75,11 @@ def verify(conversion: Conversion, clip: np.ndarray | None = None) -> list[Check
 
 def require_torch() -> None:
     """UserError where PyTorch is not installed."""
-    try:
-        import torch  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("torch") is None:
         raise UserError(
             "--verify compares with transformers' PyTorch model and finds no PyTorch: pip install "
             "'flax-wavlm[torch]'"
-        ) from None
+        )
 
 
 def read_clip(file: str) -> np.ndarray:

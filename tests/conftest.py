@@ -11,6 +11,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,17 @@ def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def large_reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     """The layer-norm kind alone."""
     return tiny_reference("large", tmp_path_factory.mktemp("large"))
+
+
+@pytest.fixture
+def measured(capsys: pytest.CaptureFixture) -> Callable[[str], None]:
+    """Prints what a test measured, past pytest's capture: `pytest | grep measured` collects the figures."""
+
+    def say(figures: str) -> None:
+        with capsys.disabled():
+            print(f"\nmeasured: {figures}")
+
+    return say
 
 
 @pytest.fixture(scope="session")

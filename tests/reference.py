@@ -1,7 +1,7 @@
 """The PyTorch reference in miniature: transformers' own WavLMForCTC, with weights that a test can see."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,7 +10,16 @@ import transformers
 from flax_wavlm.config import WavLMConfig
 
 KINDS = ("large", "base")
-RUN_LENGTH = 400  # samples of the shortest clip that gives a frame
+# Fields of WavLMConfig that make a training call compute what an evaluation does.
+NO_REGULARISATION: dict[str, Any] = {
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "feat_proj_dropout": 0.0,
+    "final_dropout": 0.0,
+    "layerdrop": 0.0,
+    "apply_spec_augment": False,
+}
 
 
 class Reference(NamedTuple):

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import types
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 import torch
 import transformers
 from flax import nnx
-from reference import Reference, attention_mask, pad, tiny_reference
+from reference import NO_REGULARISATION, Reference, attention_mask, pad, tiny_reference
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention, _compute_mask_indices
 
 from flax_wavlm import WavLMConfig, WavLMForCTC, port, sharding
@@ -31,7 +32,9 @@ def reference_logits(reference: Reference, rows: np.ndarray, lengths: np.ndarray
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
-def test_logits_and_states(reference: Reference, speech: list[np.ndarray], count: int) -> None:
+def test_logits_and_states(
+    reference: Reference, speech: list[np.ndarray], count: int, measured: Callable[[str], None]
+) -> None:
     rows, lengths = pad(speech[:count])
     model = port.load(reference.folder)
     logits, frames, states = model(rows, lengths, with_states=True)
@@ -41,6 +44,8 @@ def test_logits_and_states(reference: Reference, speech: list[np.ndarray], count
         )
     assert logits.shape == expected.logits.shape
     assert logits.dtype == jnp.float32
+    difference = np.abs(logits - expected.logits.numpy()).max()
+    measured(f"tiny {reference.kind}, {count} clips, logits: largest difference {difference:.1e}")
     np.testing.assert_allclose(logits, expected.logits, rtol=0, atol=DEEP)
     np.testing.assert_allclose(states, torch.stack(expected.hidden_states), rtol=0, atol=2 * DEEP)
     np.testing.assert_array_equal(
@@ -147,13 +152,17 @@ def test_bfloat16_is_near(large_reference: Reference, speech: list[np.ndarray]) 
     assert 1e-5 < relative < 0.05  # bfloat16 has three digits; equal would mean it was not used
 
 
-def test_padding_changes_nothing_for_layer_norm(large_reference: Reference, speech: list) -> None:
+def test_padding_changes_nothing_for_layer_norm(
+    large_reference: Reference, speech: list[np.ndarray], measured: Callable[[str], None]
+) -> None:
     model = port.load(large_reference.folder)
     alone, _ = pad(speech[:1])
     padded, lengths = pad(speech[:1], 2 * alone.shape[1])
     expected, frames = model(alone)
     logits, padded_frames = model(padded, lengths)
     assert int(frames[0]) == int(padded_frames[0]) == expected.shape[1]
+    difference = np.abs(logits[:, : expected.shape[1]] - expected).max()
+    measured(f"tiny large, padded to twice its length: largest difference {difference:.1e}")
     np.testing.assert_allclose(logits[:, : expected.shape[1]], expected, rtol=0, atol=SIMPLE)
     # Without lengths it would: the test can fail.
     assert np.abs(model(padded)[0][:, : expected.shape[1]] - expected).max() > 100 * SIMPLE
@@ -219,17 +228,6 @@ def test_evaluation_is_deterministic_and_training_is_not(reference: Reference, s
     one, again, other = (call(params, jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, again)
     assert np.abs(one - other).max() > 0.1
-
-
-NO_REGULARISATION = {
-    "hidden_dropout": 0.0,
-    "attention_dropout": 0.0,
-    "activation_dropout": 0.0,
-    "feat_proj_dropout": 0.0,
-    "final_dropout": 0.0,
-    "layerdrop": 0.0,
-    "apply_spec_augment": False,
-}
 
 
 def test_training_call_without_regularisation_is_the_evaluation(reference: Reference, speech: list) -> None:
@@ -448,7 +446,7 @@ FULL_SIZE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FULL_SIZE)
-def test_full_size(name: str, tmp_path, speech: list[np.ndarray], capsys: pytest.CaptureFixture) -> None:
+def test_full_size(name: str, tmp_path, speech: list[np.ndarray], measured: Callable[[str], None]) -> None:
     """The released architectures with random weights on 4 s of real speech: 1e-3."""
     torch.manual_seed(0)
     hf = transformers.WavLMForCTC(transformers.WavLMConfig(**FULL_SIZE[name])).eval()
@@ -465,9 +463,8 @@ def test_full_size(name: str, tmp_path, speech: list[np.ndarray], capsys: pytest
         expected = hf(torch.tensor(rows), attention_mask=attention_mask(rows, lengths)).logits.numpy()
     logits, _ = port.load(tmp_path)(rows, lengths)
     difference = np.abs(logits - expected).max()
-    with capsys.disabled():
-        print(
-            f"\n{name}: {hf.num_parameters() / 1e6:.1f} M parameters, largest difference {difference:.2e}, "
-            f"relative {difference / np.abs(expected).max():.2e}"
-        )
+    measured(
+        f"{name}, {hf.num_parameters() / 1e6:.1f} M parameters, logits: largest difference {difference:.1e}, "
+        f"relative to the largest logit {difference / np.abs(expected).max():.1e}"
+    )
     assert difference <= 1e-3

@@ -11,7 +11,7 @@ import optax
 import pytest
 import torch
 from flax import nnx
-from reference import Reference, attention_mask, pad
+from reference import NO_REGULARISATION, Reference, attention_mask, pad
 
 from flax_wavlm import ctc, port, sharding
 from flax_wavlm.config import WavLMConfig
@@ -24,15 +24,6 @@ GRADIENT = 1e-3  # relative, each tensor
 SAME = 1e-5  # relative, between two ways of computing the same
 BLANK = 29
 DEVICES = jax.device_count()
-NO_REGULARISATION = {
-    "hidden_dropout": 0.0,
-    "attention_dropout": 0.0,
-    "activation_dropout": 0.0,
-    "feat_proj_dropout": 0.0,
-    "final_dropout": 0.0,
-    "layerdrop": 0.0,
-    "apply_spec_augment": False,
-}
 
 
 def make_batch(clips: list[np.ndarray], *, seed: int = 0, samples: int = 0) -> dict[str, np.ndarray]:
@@ -145,18 +136,21 @@ def no_gradient(reference: Reference, masked: bool) -> set[str]:
 
 
 def assert_gradients(
-    label: str, ours: dict[str, np.ndarray], expected: dict[str, np.ndarray], zero: set[str], capsys: Any
+    label: str,
+    ours: dict[str, np.ndarray],
+    expected: dict[str, np.ndarray],
+    zero: set[str],
+    measured: Callable[[str], None],
 ) -> None:
     assert ours.keys() == expected.keys()
     whole = float(np.sqrt(sum(np.sum(np.square(gradient)) for gradient in expected.values())))
     errors = {name: relative(ours[name], expected[name]) for name in expected.keys() - zero}
     noise = {name: float(np.linalg.norm(ours[name])) / whole for name in zero}
     worst = max(errors, key=errors.__getitem__)
-    with capsys.disabled():
-        print(
-            f"{label}: {len(errors)} gradients, worst relative error {errors[worst]:.1e} ({worst}); "
-            f"where it is 0, {max(noise.values()):.0e} of the whole norm"
-        )
+    measured(
+        f"{label}: {len(errors)} gradients, worst relative error {errors[worst]:.1e} ({worst}); "
+        f"where it is 0, {max(noise.values()):.0e} of the whole norm"
+    )
     assert {name: error for name, error in errors.items() if not error <= GRADIENT} == {}
     assert {name: share for name, share in noise.items() if not share <= 1e-6} == {}
 
@@ -170,7 +164,7 @@ WAYS = {
 
 
 def test_gradients_are_the_references(
-    reference: Reference, speech: list[np.ndarray], capsys: pytest.CaptureFixture
+    reference: Reference, speech: list[np.ndarray], measured: Callable[[str], None]
 ) -> None:
     """Of every tensor, through the training step itself, in every way of running the layers."""
     batch = make_batch(speech[:3])
@@ -179,8 +173,7 @@ def test_gradients_are_the_references(
     assert own_loss == pytest.approx(expected_loss, rel=SAME)
     zero = no_gradient(reference, masked=False)
     own_error = max(relative(own[name], expected[name]) for name in expected.keys() - zero)
-    with capsys.disabled():
-        print(f"\n{reference.kind}, transformers itself in float32: {own_error:.1e}")
+    measured(f"{reference.kind}, transformers' own float32 gradients: {own_error:.1e}")
     params = split(port.load(reference.folder))[1]
     for way, changes in WAYS.items():
         config = reference.config.replace(**NO_REGULARISATION | changes)
@@ -188,13 +181,13 @@ def test_gradients_are_the_references(
         state = step(init_state(params, {}, keep_gradient()), batch)
         assert float(state.totals["loss"]) == pytest.approx(expected_loss, rel=DEEP)
         gradients = port.hf_tensors(config, state.opt_state)
-        assert_gradients(f"{reference.kind}, {way}", gradients, expected, zero, capsys)
+        assert_gradients(f"{reference.kind}, {way}", gradients, expected, zero, measured)
         norm = np.sqrt(sum(np.sum(np.square(gradient)) for gradient in expected.values()))
         assert float(state.totals["grad_norm"]) == pytest.approx(norm, rel=GRADIENT)
 
 
 def test_gradients_with_a_fixed_mask(
-    reference: Reference, speech: list[np.ndarray], capsys: pytest.CaptureFixture
+    reference: Reference, speech: list[np.ndarray], measured: Callable[[str], None]
 ) -> None:
     """The mask embedding's as well."""
     batch = make_batch(speech[:2], seed=1)
@@ -212,7 +205,7 @@ def test_gradients_with_a_fixed_mask(
     assert float(loss) == pytest.approx(expected_loss, rel=DEEP)
     ours = port.hf_tensors(reference.config, gradients)
     zero = no_gradient(reference, masked=True)
-    assert_gradients(f"{reference.kind}, fixed mask", ours, expected, zero, capsys)
+    assert_gradients(f"{reference.kind}, fixed mask", ours, expected, zero, measured)
 
 
 # --- One result, however it is computed ---------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +15,7 @@ import safetensors.numpy
 import torch
 import transformers
 from fake_timit import build_fake_timit
-from reference import Reference, attention_mask, pad, tiny_reference
+from reference import NO_REGULARISATION, Reference, attention_mask, pad, tiny_reference
 
 import flax_wavlm.train
 from flax_wavlm import UserError, WavLMForCTC
@@ -34,15 +34,6 @@ from flax_wavlm.train_config import (
 )
 
 ROOT = Path(__file__).parent.parent
-NO_REGULARISATION = Overrides(
-    hidden_dropout=0.0,
-    attention_dropout=0.0,
-    activation_dropout=0.0,
-    feat_proj_dropout=0.0,
-    final_dropout=0.0,
-    layerdrop=0.0,
-    apply_spec_augment=False,
-)
 
 
 def recipe(name: str) -> TrainConfig:
@@ -115,7 +106,7 @@ def torch_curve(reference: Reference, rows: np.ndarray, lengths: np.ndarray, lab
 
 
 def test_training_curve_is_pytorchs(
-    timit_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    timit_sample: Path, tmp_path: Path, measured: Callable[[str], None]
 ) -> None:
     reference = tiny_reference("large", tmp_path / "model", scale=0.05)
     CTCTokenizer.from_texts(["abcdefghijklmnopqrstuvwxyz'"]).save(reference.folder)
@@ -135,7 +126,7 @@ def test_training_curve_is_pytorchs(
     result = train(
         TrainConfig(
             workdir=str(tmp_path / "run"),
-            model=ModelSettings(checkpoint=str(reference.folder), overrides=NO_REGULARISATION),
+            model=ModelSettings(checkpoint=str(reference.folder), overrides=Overrides(**NO_REGULARISATION)),
             data=DataSettings(corpus="manifest", path=str(manifest), buckets=1),
             train=LoopSettings(batch_size=8, steps=STEPS, eval_batch_size=8, log_every=1, eval_every=STEPS),
             optim=OptimSettings(learning_rate=LEARNING_RATE, warmup_steps=WARMUP),
@@ -147,10 +138,10 @@ def test_training_curve_is_pytorchs(
     labels = [tokenizer.encode(tokenizer.normalise(u.text)) for u in chosen]
     theirs = torch_curve(reference, rows, lengths, labels)
     difference = np.abs(np.array(ours) / np.array(theirs) - 1)
-    with capsys.disabled():
-        print(
-            f"\n20 steps: loss {theirs[0]:.4f} to {theirs[-1]:.4f}, largest difference {difference.max():.1e}"
-        )
+    measured(
+        f"training curve, 20 steps: loss {theirs[0]:.3f} to {theirs[-1]:.3f}, largest relative difference "
+        f"{difference.max():.1e}"
+    )
     assert theirs[-1] < 0.75 * theirs[0]  # the curve goes somewhere
     assert difference.max() <= 1e-3
     rates = [row["learning_rate"] for row in lines(result.workdir, "train")]
@@ -161,7 +152,7 @@ def test_training_curve_is_pytorchs(
 # --- The recipes --------------------------------------------------------------------------------------------
 
 
-def test_timit_sample(timit_sample: Path, tmp_path: Path) -> None:
+def test_timit_sample(timit_sample: Path, tmp_path: Path, measured: Callable[[str], None]) -> None:
     """The recipe with a small random checkpoint: trains, evaluates, exports what transformers loads."""
     config = recipe("timit_sample")
     config.model.checkpoint = str(checkpoint(tmp_path / "model"))
@@ -174,6 +165,7 @@ def test_timit_sample(timit_sample: Path, tmp_path: Path) -> None:
 
     losses = [row["loss"] for row in lines(result.workdir, "train")]
     assert len(losses) == 60
+    measured(f"timit_sample recipe, 60 steps: training loss {losses[0]:.2f} to {np.mean(losses[-5:]):.2f}")
     assert np.mean(losses[-5:]) <= 0.5 * losses[0]
     evaluations = lines(result.workdir, "test")
     assert [row["step"] for row in evaluations] == [30, 60]
