@@ -51,6 +51,6 @@ def get_config() -> TrainConfig:
             buckets=2,
             synthetic=SyntheticSettings(train_clips=4000, test_clips=100),
         ),
-        train=LoopSettings(batch_size=8, steps=2400, eval_batch_size=24, eval_every=600, log_every=100),
+        train=LoopSettings(batch_size=8, steps=2000, eval_batch_size=24, eval_every=500, log_every=100),
         optim=OptimSettings(learning_rate=2e-3, warmup_steps=100, weight_decay=0.005, beta2=0.98),
     )
