@@ -6,7 +6,7 @@ import difflib
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -105,11 +105,16 @@ def check_config_flags(arguments: Sequence[str]) -> None:
                 raise UserError(f"--{flag}: there is no such field{hint}")
 
 
-def resolve(config: TrainConfig | None, workdir: str) -> TrainConfig:
-    """The config of a --config flag with the workdir of a --workdir flag, or one named after the config."""
+def resolve(config: TrainConfig | None, workdir: str, overridden: Collection[str] = ()) -> TrainConfig:
+    """The config of a --config flag with the workdir of a --workdir flag, or one named after the config.
+
+    `overridden` are the fields that the command line sets: epochs asked for there replace a recipe's steps.
+    """
     if config is None:
         raise UserError("--config is missing, expected a recipe such as --config configs/demo.py")
     if not isinstance(config, TrainConfig):
         raise UserError(f"--config: get_config() gave a {type(config).__name__}, expected a TrainConfig")
+    if "train.epochs" in overridden and "train.steps" not in overridden:
+        config.train.steps = 0
     config.workdir = workdir or config.workdir or f"runs/{config.name or 'run'}"
     return config

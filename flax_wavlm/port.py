@@ -247,6 +247,12 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
 
     @property
+    def folder(self) -> Path:
+        """Where its other files lie: tokenizer, preprocessor."""
+        path = Path(self.source)
+        return path if path.is_dir() else path.parent
+
+    @property
     def has_head(self) -> bool:
         return any(name in self.tensors for name in HEAD)
 

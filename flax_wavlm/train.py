@@ -255,6 +255,7 @@ class _Origin(NamedTuple):
 
     checkpoint: port.Checkpoint | None  # None: random weights
     config: WavLMConfig
+    fresh_head: bool
     tokenizer: CTCTokenizer
     preprocessor: Preprocessor
 
@@ -288,46 +289,11 @@ def _load(data: DataSettings, split: str) -> list[corpora.Utterance]:
 
 def _open_origin(config: TrainConfig, texts: list[str]) -> _Origin:
     """Opens the checkpoint (or takes `model.config`), and settles tokenizer, preprocessor and head width."""
-    settings = config.model
-    checkpoint, files = None, None
-    if settings.checkpoint:
-        checkpoint = port.open_checkpoint(settings.checkpoint)
-        files = port.locate(settings.checkpoint)
-        files = files if files.is_dir() else files.parent
-    model_config = checkpoint.config if checkpoint else settings.config
+    checkpoint = port.open_checkpoint(config.model.checkpoint) if config.model.checkpoint else None
+    model_config = checkpoint.config if checkpoint else config.model.config
     assert model_config is not None  # `TrainConfig.check` saw to it
-    keeps_head = checkpoint is not None and checkpoint.has_head and not settings.fresh_head
-
-    if config.data.tokenizer:
-        tokenizer = CTCTokenizer.from_pretrained(config.data.tokenizer)
-    elif keeps_head:
-        assert files is not None
-        if not (files / "vocab.json").exists():
-            raise UserError(
-                f"{files}: has a CTC head but no vocab.json that says what its outputs mean. Name a "
-                "tokenizer with --config.data.tokenizer, or start a new head with "
-                "--config.model.fresh_head=true"
-            )
-        tokenizer = CTCTokenizer.from_pretrained(files)
-    else:
-        tokenizer = CTCTokenizer.from_texts(normalise(text) for text in texts)
-        log.info("a vocabulary of %d from the corpus's text", tokenizer.size)
-    if keeps_head and tokenizer.size != model_config.vocab_size:
-        raise UserError(
-            f"{config.data.tokenizer or files}: the tokenizer has {tokenizer.size} tokens, but the CTC head "
-            f"of {settings.checkpoint} has {model_config.vocab_size} outputs; give its own tokenizer, or "
-            "start a new head with --config.model.fresh_head=true"
-        )
-
-    if files is not None and any((files / name).exists() for name in port.PREPROCESSOR_FILES):
-        preprocessor = Preprocessor.from_pretrained(files)
-    else:
-        masks = model_config.feat_extract_norm == "layer"
-        said = checkpoint.do_normalize if checkpoint else None
-        normalises = True if said is None else said
-        preprocessor = Preprocessor(do_normalize=normalises, return_attention_mask=masks)
-        if checkpoint is not None:
-            log.warning("%s: no preprocessor_config.json; do_normalize = %s", checkpoint.source, normalises)
+    tokenizer, fresh_head = _settle_head(config, checkpoint, texts)
+    preprocessor = _settle_preprocessor(checkpoint, model_config)
     if model_config.feat_extract_norm == "group":
         log.warning(
             "a group-norm model (base): as in transformers, its training logits depend on the padding of the "
@@ -345,7 +311,51 @@ def _open_origin(config: TrainConfig, texts: list[str]) -> _Origin:
         tokenizer.save(processor)
         preprocessor.save(processor)
         _write_whole(processor / "config.json", json.dumps(model_config.to_hf(), indent=2) + "\n")
-    return _Origin(checkpoint, model_config, tokenizer, preprocessor)
+    return _Origin(checkpoint, model_config, fresh_head, tokenizer, preprocessor)
+
+
+def _settle_head(
+    config: TrainConfig, checkpoint: port.Checkpoint | None, texts: list[str]
+) -> tuple[CTCTokenizer, bool]:
+    """The tokenizer, and whether the CTC head is a new one: the two must mean the same by every output."""
+    has_head = checkpoint is not None and checkpoint.has_head and not config.model.fresh_head
+    if config.data.tokenizer:
+        named: Path | str | None = config.data.tokenizer
+    elif checkpoint is not None and has_head and (checkpoint.folder / "vocab.json").exists():
+        named = checkpoint.folder
+    else:
+        named = None
+    if named is None:
+        if checkpoint is not None and has_head:
+            log.warning(
+                "%s: has a CTC head but no vocab.json that says what its outputs mean, so a new head is begun; "
+                "to keep the head, name its tokenizer with --config.data.tokenizer",
+                checkpoint.source,
+            )
+        tokenizer = CTCTokenizer.from_texts(normalise(text) for text in texts)
+        log.info("a vocabulary of %d from the corpus's text", tokenizer.size)
+        return tokenizer, True
+    tokenizer = CTCTokenizer.from_pretrained(named)
+    if checkpoint is not None and has_head and tokenizer.size != checkpoint.config.vocab_size:
+        raise UserError(
+            f"{named}: the tokenizer has {tokenizer.size} tokens, but the CTC head of {checkpoint.source} has "
+            f"{checkpoint.config.vocab_size} outputs; give its own tokenizer, or start a new head with "
+            "--config.model.fresh_head=true"
+        )
+    return tokenizer, not has_head
+
+
+def _settle_preprocessor(checkpoint: port.Checkpoint | None, model_config: WavLMConfig) -> Preprocessor:
+    """The checkpoint's own; else what its file says of normalisation; else normalised, as large is."""
+    if checkpoint is not None and any(
+        (checkpoint.folder / name).exists() for name in port.PREPROCESSOR_FILES
+    ):
+        return Preprocessor.from_pretrained(checkpoint.folder)
+    said = checkpoint.do_normalize if checkpoint else None
+    normalises = True if said is None else said
+    if checkpoint is not None:
+        log.warning("%s: no preprocessor_config.json; do_normalize = %s", checkpoint.source, normalises)
+    return Preprocessor(normalises, return_attention_mask=model_config.feat_extract_norm == "layer")
 
 
 def _state_template(
@@ -384,7 +394,7 @@ def _new_state(
         model = port.load(
             origin.checkpoint,
             overrides=dataclasses.asdict(origin.config),
-            fresh_head=config.model.fresh_head,
+            fresh_head=origin.fresh_head,
             placement=placement,
             seed=config.seed,
         )

@@ -77,7 +77,7 @@ class DataSettings:
 
 @dataclass
 class LoopSettings:
-    """`steps`, or `epochs` where steps is 0. A checkpoint is saved at every evaluation."""
+    """The run has `steps`, or where that is 0 `epochs`. A checkpoint is saved at every evaluation."""
 
     batch_size: int = 32
     accumulation: int = 1  # parts that a batch is worked through in
@@ -144,7 +144,7 @@ class TrainConfig:
         require(bool(self.workdir), "workdir", "a folder to write to (--workdir)")
         require(self.seed >= 0, "seed", "0 or more")
         require(
-            bool(self.model.checkpoint) != (self.model.config is not None),
+            bool(self.model.checkpoint) or self.model.config is not None,
             "model.checkpoint",
             "a checkpoint, or else a model.config and no checkpoint",
         )
@@ -153,9 +153,9 @@ class TrainConfig:
         require(self.train.steps >= 0, "train.steps", "0 or more")
         require(self.train.save_every >= 0, "train.save_every", "0 or more")
         require(
-            (self.train.steps > 0) != (self.train.epochs > 0),
-            "train.epochs",
-            f"above 0 where train.steps is 0, and 0 where it is not (train.steps is {self.train.steps})",
+            self.train.steps > 0 or self.train.epochs > 0,
+            "train.steps",
+            f"above 0, or else train.epochs above 0, which is {self.train.epochs}",
         )
         require(
             self.train.ctc_loss_reduction in ("mean", "sum"), "train.ctc_loss_reduction", "'mean' or 'sum'"

@@ -71,8 +71,7 @@ class Recogniser:
                 f"{checkpoint.source}: has no CTC head, expected a checkpoint that gives text. Fine-tune it "
                 "first (scripts/train_flax.py --config.model.checkpoint=...) and give the run's export folder"
             )
-        folder = Path(checkpoint.source)
-        folder = folder if folder.is_dir() else folder.parent
+        folder = checkpoint.folder
         if not (folder / "vocab.json").exists():
             raise UserError(
                 f"{folder}: has no vocab.json, expected one that says what the "

@@ -13,7 +13,7 @@ WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default: runs/ 
 
 
 def main(arguments: list[str]) -> None:
-    config = cli.resolve(CONFIG.value, WORKDIR.value)
+    config = cli.resolve(CONFIG.value, WORKDIR.value, config_flags.get_override_values(flags.FLAGS["config"]))
     from flax_wavlm.train import train
 
     train(config)

@@ -196,7 +196,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("train.log_every", -5, "1 or more"),
     ("train.steps", -1, "0 or more"),
     ("train.save_every", -1, "0 or more"),
-    ("train.epochs", 5, "train.steps is 10"),  # beside train.steps
+    ("train.steps", 0, "train.epochs above 0, which is 0"),
     ("train.ctc_loss_reduction", "none", "'mean' or 'sum'"),
     ("data.buckets", 0, "1 or more"),
     ("data.threads", 0, "1 or more"),
@@ -286,3 +286,9 @@ def test_flatten_and_to_dict() -> None:
     assert flat["train.steps"] == 10
     assert flatten(config.to_dict()) == flat
     assert all(lookup(config, name) == value for name, value in flat.items() if not isinstance(value, list))
+
+
+def test_epochs_on_the_command_line_replace_the_recipes_steps() -> None:
+    for overridden, steps in (({"train.epochs"}, 0), ({"train.steps", "train.epochs"}, 7), (set(), 7)):
+        config = TrainConfig(train=LoopSettings(steps=7, epochs=3))
+        assert cli.resolve(config, "", overridden).train.steps == steps
