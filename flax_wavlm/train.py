@@ -328,8 +328,8 @@ def _settle_head(
     if named is None:
         if checkpoint is not None and has_head:
             log.warning(
-                "%s: has a CTC head but no vocab.json that says what its outputs mean, so a new head is begun; "
-                "to keep the head, name its tokenizer with --config.data.tokenizer",
+                "%s: has a CTC head but no vocab.json that says what its outputs mean, so a new head "
+                "is begun; to keep the head, name its tokenizer with --config.data.tokenizer",
                 checkpoint.source,
             )
         tokenizer = CTCTokenizer.from_texts(normalise(text) for text in texts)
@@ -338,8 +338,8 @@ def _settle_head(
     tokenizer = CTCTokenizer.from_pretrained(named)
     if checkpoint is not None and has_head and tokenizer.size != checkpoint.config.vocab_size:
         raise UserError(
-            f"{named}: the tokenizer has {tokenizer.size} tokens, but the CTC head of {checkpoint.source} has "
-            f"{checkpoint.config.vocab_size} outputs; give its own tokenizer, or start a new head with "
+            f"{named}: the tokenizer has {tokenizer.size} tokens, but the CTC head of {checkpoint.source} "
+            f"has {checkpoint.config.vocab_size} outputs; give its own tokenizer, or start a new head with "
             "--config.model.fresh_head=true"
         )
     return tokenizer, not has_head

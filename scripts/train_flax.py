@@ -13,7 +13,8 @@ WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default: runs/ 
 
 
 def main(arguments: list[str]) -> None:
-    config = cli.resolve(CONFIG.value, WORKDIR.value, config_flags.get_override_values(flags.FLAGS["config"]))
+    overridden = config_flags.get_override_values(flags.FLAGS["config"]) if CONFIG.value else ()
+    config = cli.resolve(CONFIG.value, WORKDIR.value, overridden)
     from flax_wavlm.train import train
 
     train(config)
