@@ -14,6 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from reference import KINDS, Reference, tiny_reference
@@ -29,6 +30,13 @@ def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def large_reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     """The layer-norm kind alone."""
     return tiny_reference("large", tmp_path_factory.mktemp("large"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whole runs of the same model and shapes compile once a session."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 @pytest.fixture

@@ -379,7 +379,7 @@ def test_feature_mask(large_reference: Reference) -> None:
 
 def test_spec_augment_any_clip_length(large_reference: Reference) -> None:
     model = port.load(large_reference.folder)
-    for samples in (400, 800, 3000):
+    for samples in (400, 3000):
         logits, _ = model(np.ones((1, samples), np.float32), key=jax.random.key(0))
         assert np.isfinite(logits).all()
 
