@@ -196,7 +196,7 @@ def _claim(workdir: Path, config: TrainConfig) -> None:
     """Makes the workdir this configuration's, or raises UserError where it is another's."""
     resolved = config.to_dict()
     path = workdir / "config.json"
-    if path.exists():
+    if path.exists() and any((workdir / "checkpoints").glob("[0-9]*")):  # else there is nothing to lose
         before = flatten(read_json_object(path, "the run's configuration"))
         now = flatten(json.loads(json.dumps(resolved)))
         different = [
