@@ -102,7 +102,7 @@ def test_resolve() -> None:
     with pytest.raises(UserError, match="--config is missing"):
         cli.resolve(None, "")
     with pytest.raises(UserError, match="gave a dict, expected a TrainConfig"):
-        cli.resolve({"name": "demo"}, "")  # type: ignore[arg-type]
+        cli.resolve({"name": "demo"}, "")  # type: ignore[arg-type]  # as a config file may
 
 
 # --- The script itself --------------------------------------------------------------------------------------
