@@ -1,60 +1,90 @@
 """Checkpoints of a run, by orbax: the model, the training state, the data's position, the configuration.
 
-Written asynchronously, each whole or absent. Kept: the latest two, and the best by word error rate.
+Written asynchronously, each whole or absent. Kept: the latest two, and the best by word error rate. Every
+checkpoint holds a checksum of each of its arrays, taken on the device before it is written: what a disk did
+to it afterwards is noticed before it is used.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import args as ocp_args
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from flax_wavlm.errors import UserError
 from flax_wavlm.model import Params
 from flax_wavlm.optim import combine, partition
 from flax_wavlm.step import TrainState
 
+log = logging.getLogger(__name__)
 
-def _wer(metrics: dict[str, float]) -> float:
-    return metrics["wer"]
+ASIDE = "damaged"  # folder beside `checkpoints` for those that could not be read
+
+
+class Restored(NamedTuple):
+    step: int
+    state: TrainState
+    position: dict[str, Any]
 
 
 class Checkpoints:
-    """The checkpoints in a folder, named by their step."""
+    """The checkpoints in a folder, named by their step. In a run of several processes all must call alike.
 
-    def __init__(self, folder: Path):
-        # orbax warns at every save without an evaluation that it has no metrics; that is meant.
+    Args:
+        folder: made if need be.
+        scores: word error rates of the steps evaluated so far; the caller adds to it as it evaluates. The
+            checkpoint of the lowest is kept.
+    Raises:
+        UserError, here and in all methods: the folder cannot be written or read.
+    """
+
+    def __init__(self, folder: Path, scores: Mapping[int, float] | None = None):
+        # orbax warns of much that is meant.
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder = folder.absolute()
-        self.manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                best_fn=_wer,
-                best_mode="min",
-                preservation_policy=AnyPreservationPolicy(
-                    [
-                        LatestN(2),
-                        BestN(get_metric_fn=_wer, reverse=True, n=1, keep_checkpoints_without_metrics=False),
-                    ]
-                ),
-            ),
+        self.scores = {} if scores is None else scores
+        self._open()
+
+    def _open(self) -> None:
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_LatestTwoAndBest(self), cleanup_tmp_directories=True
         )
+        with self._errors("cannot be opened"):
+            self.manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def steps(self) -> list[int]:
+        return sorted(self.manager.all_steps())
 
     def latest_step(self) -> int | None:
-        return self.manager.latest_step()
+        return max(self.steps(), default=None)
 
     def best_step(self) -> int | None:
-        """The step with the lowest word error rate, the later of equals; None before any evaluation."""
-        return self.manager.best_step()
+        """Of the steps that were evaluated and are here the one with the lowest word error rate.
+
+        The earliest of equals, as `report.best_row` has it; None before any evaluation.
+        """
+        return self.best_of(self.steps())
+
+    def best_of(self, steps: Sequence[int]) -> int | None:
+        """`best_step` among these steps."""
+        scored = [(self.scores[step], step) for step in steps if step in self.scores]
+        return min(scored)[1] if scored else None
 
     def resolve(self, step: str) -> int:
         """The step that "best", "latest" or a number names; UserError where there is no such checkpoint."""
-        steps = sorted(self.manager.all_steps())
+        steps = self.steps()
         found = {"best": self.best_step(), "latest": self.latest_step()}.get(
             step, int(step) if step.isdecimal() else None
         )
@@ -65,59 +95,255 @@ class Checkpoints:
             )
         return found
 
-    def save(
-        self,
-        state: TrainState,
-        *,
-        position: dict[str, Any],
-        config: dict[str, Any],
-        metrics: dict[str, float] | None = None,
-    ) -> None:
+    def save(self, state: TrainState, *, position: dict[str, Any], config: dict[str, Any]) -> None:
         """Saves the state as its step's checkpoint, in the background.
 
-        `position` is the data iterator's state; `metrics` holds "wer" where the step was evaluated.
+        `position` is the data iterator's state. A failure shows here or at the next call that waits.
         """
-        self.manager.save(
-            int(state.step),
-            args=ocp_args.Composite(
-                model=ocp_args.StandardSave(combine(state.params, state.frozen)),
-                training=ocp_args.StandardSave(_training(state)),
-                position=ocp_args.JsonSave(position),
-                config=ocp_args.JsonSave(config),
-            ),
-            metrics=metrics,
-        )
+        step = int(state.step)
+        trees = {"model": combine(state.params, state.frozen), "training": _training(state)}
+        record = {"position": position, "config": config, "checksums": checksums(trees)}
+        with self._errors(f"the checkpoint of step {step}, or the one before, cannot be written"):
+            self.manager.save(
+                step,
+                args=ocp_args.Composite(
+                    **{name: ocp_args.StandardSave(tree) for name, tree in trees.items()},
+                    record=ocp_args.JsonSave(_sealed(record)),
+                ),
+                force=True,
+            )
 
-    def restore(
-        self, step: int, like: TrainState, *, freeze_feature_encoder: bool
-    ) -> tuple[TrainState, dict[str, Any]]:
-        """The state and the data's position at a step; `like` gives shapes, types and shardings."""
-        restored = self.manager.restore(
-            step,
-            args=ocp_args.Composite(
-                model=ocp_args.StandardRestore(_abstract(combine(like.params, like.frozen))),
-                training=ocp_args.StandardRestore(_abstract(_training(like))),
-                position=ocp_args.JsonRestore(),
-            ),
-        )
-        params, frozen = partition(restored["model"], freeze_feature_encoder=freeze_feature_encoder)
-        return TrainState(params=params, frozen=frozen, **restored["training"]), restored["position"]
+    def restore_newest(self, like: TrainState, *, freeze_feature_encoder: bool) -> Restored | None:
+        """The newest checkpoint that is whole; None where there is no checkpoint at all.
+
+        Damaged ones that are newer are named in the log and moved aside, into a folder of their own.
+
+        Args:
+            like: gives shapes, types and shardings.
+        Raises:
+            UserError: there are checkpoints, and none is whole. Nothing is moved then.
+        """
+        trees = {"model": combine(like.params, like.frozen), "training": _training(like)}
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            problem = self._problem(step, trees)
+            if problem:
+                damaged[step] = problem
+                log.warning(
+                    "%s: damaged, so an earlier one is looked for: %s", self.folder / str(step), problem
+                )
+                continue
+            self._move_aside(sorted(damaged))
+            restored, record = self._read(step, trees)
+            params, frozen = partition(restored["model"], freeze_feature_encoder=freeze_feature_encoder)
+            state = TrainState(params=params, frozen=frozen, **restored["training"])
+            return Restored(step, state, record["position"])
+        if damaged:
+            found = "; ".join(f"{step}: {problem}" for step, problem in sorted(damaged.items()))
+            raise UserError(
+                f"{self.folder}: none of its checkpoints can be used ({found}). They were left as they are: "
+                "restore them from a copy, or start again in another --workdir"
+            )
+        return None
 
     def restore_params(self, step: int, like: Params) -> Params:
-        """The model's parameters alone."""
-        model = ocp_args.StandardRestore(_abstract(like))
-        return self.manager.restore(step, args=ocp_args.Composite(model=model))["model"]
+        """The model's parameters alone; UserError where they are damaged."""
+        if problem := self._problem(step, {"model": like}):
+            raise UserError(
+                f"{self.folder / str(step)}: damaged ({problem}); there are checkpoints "
+                f"{', '.join(map(str, self.steps()))}: give another --step"
+            )
+        return self._read(step, {"model": like})[0]["model"]
 
     def wait(self) -> None:
         """Returns when everything is on the disk."""
-        self.manager.wait_until_finished()
+        with self._errors("the newest checkpoint cannot be written"):
+            self.manager.wait_until_finished()
 
     def close(self) -> None:
+        """`wait`, and an end."""
+        self.wait()
         self.manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Closes. After an error too, as what is being written is good; but not with several processes."""
+        if kind is None:
+            self.close()
+        elif jax.process_count() == 1:
+            with contextlib.suppress(UserError):
+                self.close()
+
+    # --- Damage ---------------------------------------------------------------------------------------------
+
+    def _problem(self, step: int, trees: Mapping[str, Any]) -> str:
+        """What is wrong with a checkpoint's files; "" if nothing is.
+
+        Process 0 reads them, alone: of several that read together one that fails would leave the others
+        waiting. The rest hear its verdict.
+        """
+        problem = ""
+        if jax.process_index() == 0:
+            try:
+                problem = self._verify(step, trees)
+            except Exception as error:  # orbax, tensorstore and JSON have dozens of types for damage
+                problem = f"{type(error).__name__}: {_first_line(error)}"
+        if jax.process_count() > 1:
+            text = np.zeros(512, np.uint8)
+            encoded = np.frombuffer(problem.encode()[:512], np.uint8)
+            text[: len(encoded)] = encoded
+            text = multihost_utils.broadcast_one_to_all(text)
+            problem = bytes(text).rstrip(b"\0").decode(errors="replace")
+        return problem
+
+    def _verify(self, step: int, trees: Mapping[str, Any]) -> str:
+        """`_problem` in this process, by reading everything into host memory."""
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="verify"
+        )
+        handler = ocp.CompositeCheckpointHandler(
+            **{name: ocp.PyTreeCheckpointHandler(multiprocessing_options=alone) for name in trees},
+            record=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+        )
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+            found = reader.restore(
+                self.folder / str(step),
+                args=ocp_args.Composite(
+                    **{
+                        name: ocp_args.PyTreeRestore(
+                            item=tree,
+                            restore_args=jax.tree.map(
+                                lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), tree
+                            ),
+                        )
+                        for name, tree in trees.items()
+                    },
+                    record=ocp_args.JsonRestore(),
+                ),
+            )
+        record = _unsealed(found["record"])
+        if record is None:
+            return "the record of its position, configuration and checksums was altered"
+        wanted = record["checksums"]
+        leaves = jax.tree_util.tree_leaves_with_path({name: found[name] for name in trees})
+        wrong = [
+            name
+            for name, array in ((jax.tree_util.keystr(path), leaf) for path, leaf in leaves)
+            if wanted[name] != host_checksum(array)
+        ]
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        return f"arrays that were altered: {', '.join(wrong[:3])}{more}" if wrong else ""
+
+    def _read(self, step: int, trees: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The arrays where the trees' shardings say, and the record."""
+        with self._errors(f"checkpoint {step} cannot be read"):
+            restored = self.manager.restore(
+                step,
+                args=ocp_args.Composite(
+                    **{name: ocp_args.StandardRestore(_abstract(tree)) for name, tree in trees.items()},
+                    record=ocp_args.JsonRestore(),
+                ),
+            )
+        return restored, restored["record"]["record"]
+
+    def _move_aside(self, steps: Sequence[int]) -> None:
+        """Makes room for the steps to be saved again."""
+        if not steps:
+            return
+        self.manager.close()
+        aside = self.folder.with_name(ASIDE)
+        if jax.process_index() == 0:
+            with self._errors("damaged checkpoints cannot be moved"):
+                aside.mkdir(exist_ok=True)
+                for step in steps:
+                    free = next(n for n in range(1000) if not (aside / f"{step}.{n}").exists())
+                    os.rename(self.folder / str(step), aside / f"{step}.{free}")
+        multihost_utils.sync_global_devices("moved aside")
+        log.warning("moved to %s: %s", aside, ", ".join(map(str, steps)))
+        self._open()
+
+    @contextlib.contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        """Makes any failure of reading or writing a UserError that says what can be done."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # of orbax, tensorstore, jax, the file system
+            whole = sorted(int(path.name) for path in self.folder.glob("[0-9]*") if path.name.isdigit())
+            raise UserError(
+                f"{self.folder}: {what} ({type(error).__name__}: {_first_line(error)}). Complete checkpoints "
+                f"there: {', '.join(map(str, whole)) or 'none'}. See to the disk's space and permissions; "
+                "the same command then resumes"
+            ) from error
+
+
+class _LatestTwoAndBest:
+    """Which checkpoints orbax keeps."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self.checkpoints = checkpoints
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = sorted(info.step for info in checkpoints)
+        kept = {*steps[-2:], self.checkpoints.best_of(steps)}
+        return [info.step in kept for info in checkpoints]
+
+
+def checksums(tree: Any) -> dict[str, int]:
+    """A 32-bit checksum of every array of a tree, by its path, computed where the arrays are.
+
+    The sum, modulo 2**32, of each element's bits times an odd weight that grows with its place. Integer sums
+    come out alike in any order, so the value does not depend on how an array is spread over devices, and
+    no single changed element can leave it as it was.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    sums = jax.device_get(_checksums([leaf for _, leaf in leaves]))
+    return {jax.tree_util.keystr(path): int(value) for (path, _), value in zip(leaves, sums, strict=True)}
+
+
+@jax.jit
+def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
+    def checksum(x: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+        place = jnp.zeros(x.shape, jnp.uint32)
+        for axis, length in enumerate(x.shape):
+            place = place * np.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        return jnp.sum(bits.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
+
+    return [checksum(leaf) for leaf in leaves]
+
+
+def host_checksum(x: np.ndarray) -> int:
+    """What `checksums` gives for this array."""
+    bits = np.ascontiguousarray(x).reshape(-1).view(f"uint{8 * x.dtype.itemsize}")
+    return int(np.sum(bits.astype(np.uint32) * (2 * np.arange(x.size, dtype=np.uint32) + 1), dtype=np.uint32))
+
+
+def _sealed(record: dict[str, Any]) -> dict[str, Any]:
+    return {"record": record, "crc32": _crc32(record)}
+
+
+def _unsealed(sealed: Any) -> dict[str, Any] | None:
+    """What `_sealed` was given; None where it is not what it was."""
+    if not isinstance(sealed, dict) or sealed.get("crc32") != _crc32(sealed.get("record")):
+        return None
+    return sealed["record"]
+
+
+def _crc32(record: Any) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else "no details"
 
 
 def _training(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "opt_state": state.opt_state, "totals": state.totals}
+    return {name: value for name, value in state._asdict().items() if name not in ("params", "frozen")}
 
 
 def _abstract(tree: Any) -> Any:

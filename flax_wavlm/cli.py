@@ -6,6 +6,7 @@ import difflib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TextIO
@@ -13,14 +14,18 @@ from typing import TextIO
 from absl import app, flags
 from absl import logging as absl_logging
 
-from flax_wavlm.errors import UserError
+from flax_wavlm.errors import Preempted, UserError
 from flax_wavlm.train_config import TrainConfig, field_names
 
 USAGE = 2  # exit status of a UserError
+TRY_AGAIN = 75  # of Preempted: sysexits.h's EX_TEMPFAIL
+INTERRUPTED = 130  # of Ctrl-C, as a shell gives it
 
 
 def run(main: Callable[[list[str]], None], *, arguments: str = "", messages: TextIO | None = None) -> None:
-    """Parses the flags, runs `main` with the other arguments, and exits; a UserError is one line, status 2.
+    """Parses the flags, runs `main` with the other arguments, and exits.
+
+    A UserError is one line and status 2, a Preempted status 75, Ctrl-C status 130.
 
     `arguments` names what the script takes beside flags, e.g. "SOURCE FOLDER" or "FILE..."; as many must be
     given. `messages` is where the library's messages go, standard output by default.
@@ -39,14 +44,22 @@ def run(main: Callable[[list[str]], None], *, arguments: str = "", messages: Tex
                 raise UserError(f"found {given}, expected {expected}; flags are written --name=value")
             main(given)
         except UserError as error:
-            _fail(error)
+            _fail(f"error: {error}", USAGE)
+        except Preempted as stopped:
+            _fail(str(stopped), TRY_AGAIN)
+        except KeyboardInterrupt:
+            _fail("interrupted; what was saved before stays", INTERRUPTED)
+        except Exception:
+            traceback.print_exc()
+            _leave(1)
+            sys.exit(1)
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
             check_config_flags(argv[1:])
             return flags.FLAGS(argv)
         except (UserError, flags.Error) as error:
-            return _fail(error)
+            return _fail(f"error: {error}", USAGE)
 
     app.run(guarded, flags_parser=parse)
 
@@ -65,9 +78,16 @@ def _use_huge_pages() -> None:
     os.execve(sys.executable, sys.orig_argv, os.environ | {"GLIBC_TUNABLES": setting})
 
 
-def _fail(error: Exception) -> list[str]:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(USAGE)
+def _fail(message: str, status: int) -> list[str]:
+    print(message, file=sys.stderr)
+    if status != TRY_AGAIN:  # of which all processes of a run have heard
+        _leave(status)
+    sys.exit(status)
+
+
+def _leave(status: int) -> None:
+    if "flax_wavlm.processes" in sys.modules:  # else jax was not needed, and there are no others
+        sys.modules["flax_wavlm.processes"].leave(status)
 
 
 def _show_messages(stream: TextIO) -> None:

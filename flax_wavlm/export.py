@@ -12,6 +12,7 @@ from flax_wavlm.config import WavLMConfig
 from flax_wavlm.errors import UserError
 from flax_wavlm.files import read_json_object
 from flax_wavlm.model import merge, structure
+from flax_wavlm.workdir import write_whole, writing
 
 
 def export_run(workdir: Path, output: Path, step: str = "best") -> int:
@@ -31,7 +32,9 @@ def export_run(workdir: Path, output: Path, step: str = "best") -> int:
         raise UserError(f"{workdir}: has no checkpoints/, so it is not the workdir of a run")
     run = read_json_object(workdir / "config.json", "a run's configuration")
     config = WavLMConfig.from_hf(workdir / "processor" / "config.json")
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    rows = report.read_metrics(workdir / "metrics.jsonl")
+    scores = {row["step"]: row["wer"] for row in report.evaluations(rows)}
+    checkpoints = Checkpoints(workdir / "checkpoints", scores)
     try:
         number = checkpoints.resolve(step)
         graphdef, shapes = structure(config)
@@ -44,8 +47,6 @@ def export_run(workdir: Path, output: Path, step: str = "best") -> int:
         checkpoints.close()
     port.save(merge(graphdef, params), output)
     if jax.process_index() == 0:
-        port.copy_side_files(workdir / "processor", output)
-        rows = report.read_metrics(workdir / "metrics.jsonl")
         card = report.model_card(
             name=output.name if output.name != "export" else run["name"] or workdir.name,
             base_model=run["model"]["checkpoint"] or None,
@@ -54,5 +55,7 @@ def export_run(workdir: Path, output: Path, step: str = "best") -> int:
             config=run,
             rows=rows,
         )
-        (output / "README.md").write_text(card, encoding="utf-8")
+        with writing(output):
+            port.copy_side_files(workdir / "processor", output)
+            write_whole(output / "README.md", card)
     return number

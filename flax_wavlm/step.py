@@ -27,9 +27,11 @@ class TrainState(NamedTuple):
     params: Params  # trained, float32
     frozen: Params  # not trained, float32
     opt_state: Any
-    totals: dict[str, Array]  # float32 sums since the last log line
+    totals: dict[str, Array]  # float32 sums since the last log line, over the updates that were made
+    skipped: dict[str, Array]  # updates not made, see `make_train_step`: count [], steps [SKIPPED_KEPT]
 
 
+SKIPPED_KEPT = 32
 TOTALS = ("steps", "loss", "grad_norm", "samples", "clips", "infeasible")
 
 
@@ -38,7 +40,20 @@ def zero_totals() -> dict[str, Array]:
 
 
 def init_state(params: Params, frozen: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    return TrainState(jnp.zeros((), jnp.int32), params, frozen, optimizer.init(params), zero_totals())
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        frozen=frozen,
+        opt_state=optimizer.init(params),
+        totals=zero_totals(),
+        skipped={"count": jnp.zeros((), jnp.int32), "steps": jnp.zeros(SKIPPED_KEPT, jnp.int32)},
+    )
+
+
+def skipped_steps(state: TrainState, since: int = 0) -> list[int]:
+    """Steps, from 1, whose update was not made, but for the first `since` of them; the last 32 at most."""
+    count, steps = jax.device_get((state.skipped["count"], state.skipped["steps"]))
+    return [int(steps[i % SKIPPED_KEPT]) for i in range(max(since, int(count) - SKIPPED_KEPT), int(count))]
 
 
 def make_train_step(
@@ -53,8 +68,10 @@ def make_train_step(
     """The function (state, batch) -> state: CTC loss, its gradient, and one update of the trained parameters.
 
     Rows that are not valid count nowhere. Randomness is a function of `seed` and `state.step` alone, so that
-    a resumed run repeats what an uninterrupted one does. With `accumulation` > 1 the batch is worked through
-    in so many parts, and the gradient is that of the whole.
+    a resumed run repeats what an uninterrupted one does. A step whose loss or gradient is not finite leaves
+    parameters and optimizer as they were, and is noted in `skipped`: whether the run may go on is decided
+    where it is read (`skipped_steps`), so that no step waits for the host. With `accumulation` > 1 the batch
+    is worked through in so many parts, and the gradient is that of the whole.
     """
 
     def loss_share(
@@ -93,18 +110,33 @@ def make_train_step(
         clips = jnp.sum(batch["valid"])
         scale = 1 / jnp.maximum(clips, 1) if reduction == "mean" else jnp.ones(())
         (loss, infeasible), grads = compute(state.params, state.frozen, batch, key, scale)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+
+        def if_finite(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
         new = {
             "steps": 1,
             "loss": loss,
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": norm,
             "samples": jnp.sum(jnp.where(batch["valid"], batch["lengths"], 0)),
             "clips": clips,
             "infeasible": infeasible,
         }
         totals = {name: state.totals[name] + new[name] for name in TOTALS}
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, state.frozen, opt_state, totals)
+        count, steps = state.skipped["count"], state.skipped["steps"]
+        noted = {"count": count + 1, "steps": steps.at[count % SKIPPED_KEPT].set(state.step + 1)}
+        return TrainState(
+            step=state.step + 1,
+            params=if_finite(params, state.params),
+            frozen=state.frozen,
+            opt_state=if_finite(opt_state, state.opt_state),
+            totals=if_finite(totals, state.totals),
+            skipped=if_finite(state.skipped, noted),
+        )
 
     return train_step
 

@@ -7,7 +7,6 @@ import functools
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from flax_wavlm import corpora, port, report, sharding
+from flax_wavlm import corpora, port, processes, report, sharding
 from flax_wavlm.audio import SAMPLE_RATE
 from flax_wavlm.batches import (
     Batches,
@@ -31,20 +30,25 @@ from flax_wavlm.batches import (
 )
 from flax_wavlm.checkpoint import Checkpoints
 from flax_wavlm.config import WavLMConfig
-from flax_wavlm.errors import UserError
-from flax_wavlm.evaluate import Evaluation, evaluate, figures_line, make_eval_step, write_predictions
+from flax_wavlm.errors import Preempted, UserError
+from flax_wavlm.evaluate import evaluate, figures_line, make_eval_step, write_predictions
 from flax_wavlm.export import export_run
-from flax_wavlm.files import read_json_object
 from flax_wavlm.model import Params, WavLMForCTC, split, structure
 from flax_wavlm.optim import adamw, combine, linear_schedule, partition
-from flax_wavlm.step import TrainState, init_state, jit_train_step, make_train_step, zero_totals
+from flax_wavlm.step import (
+    TrainState,
+    init_state,
+    jit_train_step,
+    make_train_step,
+    skipped_steps,
+    zero_totals,
+)
 from flax_wavlm.text import CTCTokenizer, Preprocessor, normalise
-from flax_wavlm.train_config import DataSettings, TrainConfig, flatten
+from flax_wavlm.train_config import DataSettings, TrainConfig
+from flax_wavlm.workdir import Journal, claimed, fingerprint, write_whole, writing
 
 log = logging.getLogger(__name__)
 
-# Fields that may change between a run and its resumption: they do not change what is computed.
-FREE_TO_CHANGE = ("workdir", "name", "data.threads", "data.prefetch", "data.path", "mesh.data", "mesh.fsdp")
 STEP_INPUTS = ("input_values", "lengths", "labels", "label_lengths", "valid")
 
 
@@ -57,14 +61,16 @@ class TrainResult(NamedTuple):
 
 
 def train(config: TrainConfig) -> TrainResult:
-    """Runs the configuration to its end, from the newest checkpoint in its workdir if there is one.
+    """Runs the configuration to its end, from the newest whole checkpoint in its workdir if there is one.
 
     Evaluates and saves every `train.eval_every` steps and at the end, and exports the best checkpoint.
     What it writes into the workdir is described in the README.
 
     Raises:
         UserError: before any work is done where the configuration, corpus or checkpoint cannot be used;
-            later where the loss is not finite. Checkpoints written until then stay.
+            later where a loss or gradient is not finite, or the workdir cannot be written any more.
+            Checkpoints written until then stay.
+        Preempted: the process got SIGTERM (any process of the run did), and the run was saved.
     """
     config.check()
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
@@ -72,8 +78,13 @@ def train(config: TrainConfig) -> TrainResult:
     sharding.check_batch_size("train.eval_batch_size", config.train.eval_batch_size, mesh)
     log.info("%d device(s): %s", len(jax.devices()), jax.devices()[0].device_kind)
     workdir = Path(config.workdir)
-    _claim(workdir, config)
+    with processes.StopRequest() as stop, claimed(workdir, config):
+        _cache_compilations(workdir)
+        _fit(config, mesh, workdir, stop)
+        return _finish(workdir)
 
+
+def _fit(config: TrainConfig, mesh: Mesh, workdir: Path, stop: processes.StopRequest) -> None:
     train_speech, test_speech = _load(config.data, "train"), _load(config.data, "test")
     origin = _open_origin(config, [utterance.text for utterance in train_speech + test_speech])
     decode = functools.partial(
@@ -109,18 +120,6 @@ def train(config: TrainConfig) -> TrainResult:
         clip_norm=config.optim.clip_norm,
     )
     template = _state_template(config, origin, optimizer, mesh)
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    iterator = train_iterator(batches, threads=config.data.threads, prefetch=config.data.prefetch)
-    start = checkpoints.latest_step() or 0
-    if start:
-        freeze = config.model.freeze_feature_encoder
-        state, position = checkpoints.restore(start, template, freeze_feature_encoder=freeze)
-        iterator.set_state(position)
-        log.info("resumed from step %d", start)
-    else:
-        state = _new_state(config, origin, optimizer, template)
-    journal = _Journal(workdir / "metrics.jsonl", batches.steps_per_epoch, resumed_at=start)
-
     blank_id, reduction = origin.tokenizer.blank_id, config.train.ctc_loss_reduction
     train_step = jit_train_step(
         make_train_step(
@@ -132,12 +131,13 @@ def train(config: TrainConfig) -> TrainResult:
             accumulation=config.train.accumulation,
         ),
         mesh,
-        state,
+        template,
     )
     eval_step = make_eval_step(origin.config, mesh, blank_id=blank_id, reduction=reduction)
     eval_buckets = choose_buckets([len(clip.samples) for clip in test_clips], config.data.buckets)
+    journal = Journal(workdir, batches.steps_per_epoch)
 
-    def evaluate_now(params: Params) -> Evaluation:
+    def evaluate_now(step: int, params: Params) -> None:
         eval_input = eval_batches(
             test_clips,
             config.train.eval_batch_size,
@@ -146,105 +146,92 @@ def train(config: TrainConfig) -> TrainResult:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        return evaluate(eval_step, params, eval_input, test_clips, origin.tokenizer, mesh)
+        figures, predictions = evaluate(eval_step, params, eval_input, test_clips, origin.tokenizer, mesh)
+        if not math.isfinite(figures["loss"]):
+            raise UserError(f"evaluated at step {step}, the loss is {figures['loss']}, expected a number")
+        if jax.process_index() == 0:
+            write_predictions(workdir / "predictions" / f"{step}.jsonl", predictions)
+        journal.write(step, "test", figures)
+        log.info("step %d/%d  test: %s", step, total, figures_line(figures))
 
-    log.info("compiling: the first step at each of %d clip lengths takes longer", len(batches.buckets))
-    clock = time.perf_counter()
-    for step in range(start + 1, total + 1):
-        batch = next(iterator)
-        state = train_step(state, sharding.put_batch(mesh, {name: batch[name] for name in STEP_INPUTS}))
+    def due(step: int, every: int) -> bool:
+        return step == total or (every > 0 and step % every == 0)
 
-        if step % config.train.log_every == 0 or step == total:
-            line = _means(state, checkpoints)
-            line["learning_rate"] = float(schedule(step - 1))
-            line["audio_seconds_per_second"] = line.pop("audio_seconds") / (time.perf_counter() - clock)
-            journal.write(step, "train", line)
-            log.info("step %d/%d  %s", step, total, _train_line(line))
-            state = state._replace(totals=jax.device_put(zero_totals(), sharding.replicated(mesh)))
-            clock = time.perf_counter()
+    iterator = train_iterator(batches, threads=config.data.threads, prefetch=config.data.prefetch)
+    data = {"train": fingerprint(train_clips), "test": fingerprint(test_clips)}
+    with Checkpoints(workdir / "checkpoints", journal.scores) as checkpoints:
+        start = 0
+        freeze = config.model.freeze_feature_encoder
+        if restored := checkpoints.restore_newest(template, freeze_feature_encoder=freeze):
+            start, state, position = restored
+            if position["data"] != data:
+                raise UserError(
+                    f"{config.data.path or config.data.corpus}: not the clips that {workdir} was begun with "
+                    f"(found {data}, expected {position['data']}). Bring them back, or give another --workdir"
+                )
+            iterator.set_state(position["iterator"])
+            log.info("resumed from step %d", start)
+        else:
+            state = _new_state(config, origin, optimizer, template)
+        journal.go_back_to(start)
+        if start and due(start, config.train.eval_every) and start not in journal.scores:
+            evaluate_now(start, combine(state.params, state.frozen))  # the run ended before it could
 
-        evaluates = step % config.train.eval_every == 0 or step == total
-        if evaluates or (config.train.save_every and step % config.train.save_every == 0):
-            _means(state, checkpoints)  # stops here rather than save what is not finite
-            paused = time.perf_counter()
-            scores = None
-            if evaluates:
-                result = evaluate_now(combine(state.params, state.frozen))
-                scores = {"wer": result.figures["wer"]}
-                journal.write(step, "test", result.figures)
-                if jax.process_index() == 0:
-                    write_predictions(workdir / "predictions" / f"{step}.jsonl", result.predictions)
-                log.info("step %d/%d  test: %s", step, total, figures_line(result.figures))
-            checkpoints.save(state, position=iterator.get_state(), config=config.to_dict(), metrics=scores)
-            clock += time.perf_counter() - paused  # the rate is that of training
-    checkpoints.close()
+        watch = _Watch(journal, batches, config.train.skip_nonfinite, state)
+        compiled: set[tuple[int, ...]] = set()
+        for step in range(start + 1, total + 1):
+            batch = next(iterator)
+            shape = batch["input_values"].shape
+            if shape not in compiled:
+                log.info("compiling the step for clips of up to %.2f s ...", shape[1] / SAMPLE_RATE)
+            began = time.perf_counter()
+            state = train_step(state, sharding.put_batch(mesh, {name: batch[name] for name in STEP_INPUTS}))
+            if shape not in compiled:
+                compiled.add(shape)
+                log.info("... took %.1f s", time.perf_counter() - began)
+                watch.pause(began)
 
+            if due(step, config.train.log_every):
+                line = watch.read(state)
+                line["learning_rate"] = float(schedule(step - 1 - line["skipped"]))
+                journal.write(step, "train", line)
+                log.info("step %d/%d  %s", step, total, _train_line(line))
+                state = state._replace(totals=jax.device_put(zero_totals(), sharding.replicated(mesh)))
+
+            stopping = stop.reached(step)
+            evaluating = due(step, config.train.eval_every)
+            if evaluating or stopping or due(step, config.train.save_every):
+                began = time.perf_counter()
+                watch.check(state)  # stops here rather than save after what is not finite
+                position = {"iterator": iterator.get_state(), "data": data}
+                checkpoints.save(state, position=position, config=config.to_dict())
+                if stopping:
+                    checkpoints.wait()
+                    raise Preempted(
+                        f"asked to stop: saved at step {step} of {total}; the same command resumes"
+                    )
+                if evaluating:
+                    evaluate_now(step, combine(state.params, state.frozen))
+                watch.pause(began)
+
+
+def _finish(workdir: Path) -> TrainResult:
+    """Exports the best checkpoint, draws the curves, and shows the table."""
     exported = export_run(workdir, workdir / "export", "best")
     metrics = report.read_metrics(workdir / "metrics.jsonl")
     if jax.process_index() == 0:
-        report.curves(metrics, workdir / "curves.svg")
+        with writing(workdir / "curves.svg"):
+            report.curves(metrics, workdir / "curves.svg")
     rows = report.evaluations(metrics)
     log.info("\n%s\n\nThe best, step %d, is in %s", report.results_table(rows), exported, workdir / "export")
     best = next(row for row in rows if row["step"] == exported)
     return TrainResult(workdir, workdir / "export", dict(best))
 
 
-# --- The workdir --------------------------------------------------------------------------------------------
-
-
-def _claim(workdir: Path, config: TrainConfig) -> None:
-    """Makes the workdir this configuration's, or raises UserError where it is another's."""
-    resolved = config.to_dict()
-    path = workdir / "config.json"
-    if path.exists() and any((workdir / "checkpoints").glob("[0-9]*")):  # else there is nothing to lose
-        before = flatten(read_json_object(path, "the run's configuration"))
-        now = flatten(json.loads(json.dumps(resolved)))
-        different = [
-            f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
-            for name in sorted(before | now)
-            if before.get(name) != now.get(name) and name not in FREE_TO_CHANGE
-        ]
-        if different:
-            raise UserError(
-                f"{workdir}: belongs to a run with another configuration: {'; '.join(different)}. "
-                "Give another --workdir, or the same configuration to resume"
-            )
-    if jax.process_index() != 0:
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, json.dumps(resolved, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"{workdir}: cannot be written: {error.strerror}; give another --workdir") from None
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Writes a file so that it is never seen half-written."""
-    scratch = path.with_name(f".{path.name}.writing")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
-
-
-class _Journal:
-    """metrics.jsonl: one JSON object a line.
-
-    Lines after the step that a run resumes at are taken back, the half line of a killed run among them.
-    """
-
-    def __init__(self, path: Path, steps_per_epoch: int, resumed_at: int):
-        self.path, self.steps_per_epoch = path, steps_per_epoch
-        if jax.process_index() == 0:
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-            _write_whole(path, "".join(line for line in lines if line.endswith("\n")))
-            rows = report.read_metrics(path)
-            kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= resumed_at]
-            _write_whole(path, "".join(kept))
-
-    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        if jax.process_index() == 0:
-            row = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), "split": split, **values}
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+def _cache_compilations(workdir: Path) -> None:
+    """Has jax keep what it compiles beside the workdir, for other starts and runs, unless told otherwise."""
+    if not jax.config.values["jax_compilation_cache_dir"]:
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute().parent / "compilation-cache"))
 
 
 # --- What the run starts from -------------------------------------------------------------------------------
@@ -308,9 +295,10 @@ def _open_origin(config: TrainConfig, texts: list[str]) -> _Origin:
     )
     if jax.process_index() == 0:
         processor = Path(config.workdir) / "processor"
-        tokenizer.save(processor)
-        preprocessor.save(processor)
-        _write_whole(processor / "config.json", json.dumps(model_config.to_hf(), indent=2) + "\n")
+        with writing(processor):
+            tokenizer.save(processor)
+            preprocessor.save(processor)
+            write_whole(processor / "config.json", json.dumps(model_config.to_hf(), indent=2) + "\n")
     return _Origin(checkpoint, model_config, fresh_head, tokenizer, preprocessor)
 
 
@@ -415,29 +403,56 @@ def _new_state(
 # --- Figures ------------------------------------------------------------------------------------------------
 
 
-def _means(state: TrainState, checkpoints: Checkpoints) -> dict[str, float]:
-    """Means over the steps since the last log line; UserError where they are not finite."""
-    totals = {name: float(value) for name, value in jax.device_get(state.totals).items()}
-    steps = max(totals["steps"], 1.0)
-    means = {
-        "loss": totals["loss"] / steps,
-        "grad_norm": totals["grad_norm"] / steps,
-        "clips": int(totals["clips"]),
-        "infeasible": int(totals["infeasible"]),
-        "audio_seconds": totals["samples"] / SAMPLE_RATE,
-    }
-    if not (math.isfinite(means["loss"]) and math.isfinite(means["grad_norm"])):
-        kept = checkpoints.latest_step()
-        raise UserError(
-            f"at or shortly before step {int(state.step)} loss or gradient stopped being finite (mean loss "
-            f"{means['loss']}, gradient norm {means['grad_norm']}). The newest checkpoint is "
-            f"{'none' if kept is None else kept}; lower optim.learning_rate or look at the data"
-        )
-    return means
+class _Watch:
+    """Reads a run's figures off its state: means since the last log line, and steps that were not finite."""
+
+    def __init__(self, journal: Journal, batches: Batches, skips_allowed: int, state: TrainState):
+        self.journal, self.batches, self.skips_allowed = journal, batches, skips_allowed
+        self.skipped = int(state.skipped["count"])
+        self.samples_before = float(state.totals["samples"])  # of a process that was stopped
+        self.clock = time.perf_counter()
+
+    def pause(self, since: float) -> None:
+        """Takes the time since then out of the rate, which is that of training."""
+        self.clock += time.perf_counter() - since
+
+    def read(self, state: TrainState) -> dict[str, Any]:
+        """The figures of a train line, and a new beginning for the next; raises as `check` does."""
+        self.check(state)
+        totals = {name: float(value) for name, value in jax.device_get(state.totals).items()}
+        seconds = (totals["samples"] - self.samples_before) / SAMPLE_RATE
+        rate = seconds / (time.perf_counter() - self.clock)
+        self.clock, self.samples_before = time.perf_counter(), 0.0
+        steps = totals["steps"]
+        return {
+            "loss": totals["loss"] / steps if steps else None,
+            "grad_norm": totals["grad_norm"] / steps if steps else None,
+            "clips": int(totals["clips"]),
+            "infeasible": int(totals["infeasible"]),
+            "skipped": self.skipped,
+            "audio_seconds_per_second": rate,
+        }
+
+    def check(self, state: TrainState) -> None:
+        """Notes new steps that were not finite; UserError where they are more than the run may skip."""
+        steps = skipped_steps(state, since=self.skipped)
+        for step in steps:
+            self.journal.note_nonfinite(step, self.batches.clip_ids(step - 1))
+        self.skipped = int(state.skipped["count"])
+        if steps and self.skipped > self.skips_allowed:
+            step = steps[-1] if self.skips_allowed else steps[0]
+            ids = self.batches.clip_ids(step - 1)
+            raise UserError(
+                f"at step {step} the loss or its gradient was not finite, for the batch of the clips "
+                f"{', '.join(ids[:4])}{', ...' if len(ids) > 4 else ''} (all in {self.journal.nonfinite}). "
+                "Nothing of it was kept or saved. Look at these clips, lower optim.learning_rate, or let the run "
+                f"pass over some steps with --config.train.skip_nonfinite={self.skipped}"
+            )
 
 
 def _train_line(line: Mapping[str, float]) -> str:
     return (
-        f"loss {line['loss']:.4f}  gradient {line['grad_norm']:.2f}  rate {line['learning_rate']:.2e}  "
-        f"{line['audio_seconds_per_second']:.0f} audio seconds a second"
+        (f"loss {line['loss']:.4f}  gradient {line['grad_norm']:.2f}  " if line["loss"] is not None else "")
+        + f"rate {line['learning_rate']:.2e}  {line['audio_seconds_per_second']:.0f} audio seconds a second"
+        + (f"  {line['skipped']} steps skipped" if line["skipped"] else "")
     )

@@ -88,6 +88,7 @@ class LoopSettings:
     log_every: int = 50
     save_every: int = 0  # further checkpoints between evaluations; 0: none
     ctc_loss_reduction: str = "mean"  # "mean" or "sum", as torch.nn.functional.ctc_loss's
+    skip_nonfinite: int = 0  # updates that may be left out because loss or gradient is not finite
 
 
 @dataclass
@@ -151,7 +152,8 @@ class TrainConfig:
         for name in ("batch_size", "eval_batch_size", "accumulation", "eval_every", "log_every"):
             require(getattr(self.train, name) >= 1, f"train.{name}", "1 or more")
         require(self.train.steps >= 0, "train.steps", "0 or more")
-        require(self.train.save_every >= 0, "train.save_every", "0 or more")
+        for name in ("save_every", "skip_nonfinite"):
+            require(getattr(self.train, name) >= 0, f"train.{name}", "0 or more")
         require(
             self.train.steps > 0 or self.train.epochs > 0,
             "train.steps",

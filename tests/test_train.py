@@ -354,7 +354,7 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     config.optim.learning_rate = 1e30
     config.optim.warmup_steps = 0
     config.train.save_every = 0
-    with pytest.raises(UserError, match="stopped being finite"):
+    with pytest.raises(UserError, match="at step 2 the loss or its gradient was not finite"):
         train(config)
     assert not list((tmp_path / "run/checkpoints").glob("[0-9]*"))
 
