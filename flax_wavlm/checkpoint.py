@@ -126,18 +126,16 @@ class Checkpoints:
         trees = {"model": combine(like.params, like.frozen), "training": _training(like)}
         damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
-            problem = self._problem(step, trees)
-            if problem:
+            read, problem = self._read(step, trees)
+            if read is None:
                 damaged[step] = problem
-                log.warning(
-                    "%s: damaged, so an earlier one is looked for: %s", self.folder / str(step), problem
-                )
+                log.warning("%s: damaged, an earlier one is looked for: %s", self.folder / str(step), problem)
                 continue
             self._move_aside(sorted(damaged))
-            restored, record = self._read(step, trees)
+            restored = jax.tree.map(_place, {name: read[name] for name in trees}, trees)
             params, frozen = partition(restored["model"], freeze_feature_encoder=freeze_feature_encoder)
             state = TrainState(params=params, frozen=frozen, **restored["training"])
-            return Restored(step, state, record["position"])
+            return Restored(step, state, read["record"]["position"])
         if damaged:
             found = "; ".join(f"{step}: {problem}" for step, problem in sorted(damaged.items()))
             raise UserError(
@@ -148,12 +146,13 @@ class Checkpoints:
 
     def restore_params(self, step: int, like: Params) -> Params:
         """The model's parameters alone; UserError where they are damaged."""
-        if problem := self._problem(step, {"model": like}):
+        read, problem = self._read(step, {"model": like})
+        if read is None:
             raise UserError(
                 f"{self.folder / str(step)}: damaged ({problem}); there are checkpoints "
                 f"{', '.join(map(str, self.steps()))}: give another --step"
             )
-        return self._read(step, {"model": like})[0]["model"]
+        return jax.tree.map(_place, read["model"], like)
 
     def wait(self) -> None:
         """Returns when everything is on the disk."""
@@ -178,75 +177,43 @@ class Checkpoints:
 
     # --- Damage ---------------------------------------------------------------------------------------------
 
-    def _problem(self, step: int, trees: Mapping[str, Any]) -> str:
-        """What is wrong with a checkpoint's files; "" if nothing is.
+    def _read(self, step: int, trees: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
+        """The trees' arrays in host memory and the record; None, and what is wrong, where anything is.
 
-        Process 0 reads them, alone: of several that read together one that fails would leave the others
-        waiting. The rest hear its verdict.
+        Each process reads by itself: of several that read together, one that fails would leave the others
+        waiting. Then all agree whether each has what was saved.
         """
-        problem = ""
-        if jax.process_index() == 0:
-            try:
-                problem = self._verify(step, trees)
-            except Exception as error:  # orbax, tensorstore and JSON have dozens of types for damage
-                problem = f"{type(error).__name__}: {_first_line(error)}"
-        if jax.process_count() > 1:
-            text = np.zeros(512, np.uint8)
-            encoded = np.frombuffer(problem.encode()[:512], np.uint8)
-            text[: len(encoded)] = encoded
-            text = multihost_utils.broadcast_one_to_all(text)
-            problem = bytes(text).rstrip(b"\0").decode(errors="replace")
-        return problem
+        found, problem = None, ""
+        try:
+            found = self._read_alone(step, trees)
+            problem = _difference(found, trees)
+        except Exception as error:  # orbax, tensorstore and JSON have dozens of types for damage
+            problem = f"{type(error).__name__}: {_first_line(error)}"
+        problem = _first_of_all_processes(problem)
+        return (None, problem) if problem else (found, "")
 
-    def _verify(self, step: int, trees: Mapping[str, Any]) -> str:
-        """`_problem` in this process, by reading everything into host memory."""
+    def _read_alone(self, step: int, trees: Mapping[str, Any]) -> dict[str, Any]:
+        me = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(
-            primary_host=0, active_processes={0}, barrier_sync_key_prefix="verify"
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
         )
         handler = ocp.CompositeCheckpointHandler(
             **{name: ocp.PyTreeCheckpointHandler(multiprocessing_options=alone) for name in trees},
             record=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
         )
+
+        def on_host(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+            return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+
+        wanted = {
+            name: ocp_args.PyTreeRestore(item=tree, restore_args=jax.tree.map(on_host, tree))
+            for name, tree in trees.items()
+        }
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
             found = reader.restore(
-                self.folder / str(step),
-                args=ocp_args.Composite(
-                    **{
-                        name: ocp_args.PyTreeRestore(
-                            item=tree,
-                            restore_args=jax.tree.map(
-                                lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), tree
-                            ),
-                        )
-                        for name, tree in trees.items()
-                    },
-                    record=ocp_args.JsonRestore(),
-                ),
+                self.folder / str(step), args=ocp_args.Composite(**wanted, record=ocp_args.JsonRestore())
             )
-        record = _unsealed(found["record"])
-        if record is None:
-            return "the record of its position, configuration and checksums was altered"
-        wanted = record["checksums"]
-        leaves = jax.tree_util.tree_leaves_with_path({name: found[name] for name in trees})
-        wrong = [
-            name
-            for name, array in ((jax.tree_util.keystr(path), leaf) for path, leaf in leaves)
-            if wanted[name] != host_checksum(array)
-        ]
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        return f"arrays that were altered: {', '.join(wrong[:3])}{more}" if wrong else ""
-
-    def _read(self, step: int, trees: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """The arrays where the trees' shardings say, and the record."""
-        with self._errors(f"checkpoint {step} cannot be read"):
-            restored = self.manager.restore(
-                step,
-                args=ocp_args.Composite(
-                    **{name: ocp_args.StandardRestore(_abstract(tree)) for name, tree in trees.items()},
-                    record=ocp_args.JsonRestore(),
-                ),
-            )
-        return restored, restored["record"]["record"]
+        return {**{name: found[name] for name in trees}, "record": _unsealed(found["record"])}
 
     def _move_aside(self, steps: Sequence[int]) -> None:
         """Makes room for the steps to be saved again."""
@@ -258,7 +225,7 @@ class Checkpoints:
             with self._errors("damaged checkpoints cannot be moved"):
                 aside.mkdir(exist_ok=True)
                 for step in steps:
-                    free = next(n for n in range(1000) if not (aside / f"{step}.{n}").exists())
+                    free = next(n for n in range(1, 1000) if not (aside / f"{step}.{n}").exists())
                     os.rename(self.folder / str(step), aside / f"{step}.{free}")
         multihost_utils.sync_global_devices("moved aside")
         log.warning("moved to %s: %s", aside, ", ".join(map(str, steps)))
@@ -322,6 +289,39 @@ def host_checksum(x: np.ndarray) -> int:
     return int(np.sum(bits.astype(np.uint32) * (2 * np.arange(x.size, dtype=np.uint32) + 1), dtype=np.uint32))
 
 
+def _difference(found: Mapping[str, Any], trees: Mapping[str, Any]) -> str:
+    """What of a checkpoint that was read is not as it was saved; "" where all is."""
+    if found["record"] is None:
+        return "the record of its position, configuration and checksums was altered"
+    wanted = found["record"]["checksums"]
+    leaves = jax.tree_util.tree_leaves_with_path({name: found[name] for name in trees})
+    wrong = [
+        name
+        for name, array in ((jax.tree_util.keystr(path), leaf) for path, leaf in leaves)
+        if wanted[name] != host_checksum(array)
+    ]
+    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    return f"arrays that were altered: {', '.join(wrong[:3])}{more}" if wrong else ""
+
+
+def _first_of_all_processes(text: str) -> str:
+    """The first process's text that is not empty; the same in all processes."""
+    if jax.process_count() == 1:
+        return text
+    mine = np.zeros(512, np.uint8)
+    encoded = np.frombuffer(text.encode()[:512], np.uint8)
+    mine[: len(encoded)] = encoded
+    texts = [
+        bytes(row).rstrip(b"\0").decode(errors="replace") for row in multihost_utils.process_allgather(mine)
+    ]
+    return next((text for text in texts if text), "")
+
+
+def _place(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    assert like.sharding is not None
+    return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
+
+
 def _sealed(record: dict[str, Any]) -> dict[str, Any]:
     return {"record": record, "crc32": _crc32(record)}
 
@@ -344,7 +344,3 @@ def _first_line(error: Exception) -> str:
 
 def _training(state: TrainState) -> dict[str, Any]:
     return {name: value for name, value in state._asdict().items() if name not in ("params", "frozen")}
-
-
-def _abstract(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

@@ -445,8 +445,8 @@ class _Watch:
             raise UserError(
                 f"at step {step} the loss or its gradient was not finite, for the batch of the clips "
                 f"{', '.join(ids[:4])}{', ...' if len(ids) > 4 else ''} (all in {self.journal.nonfinite}). "
-                "Nothing of it was kept or saved. Look at these clips, lower optim.learning_rate, or let the run "
-                f"pass over some steps with --config.train.skip_nonfinite={self.skipped}"
+                "Nothing of it was kept or saved. Look at these clips, lower optim.learning_rate, or let the "
+                f"run pass over some steps with --config.train.skip_nonfinite={self.skipped}"
             )
 
 

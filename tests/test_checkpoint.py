@@ -1,7 +1,8 @@
 """Checkpoints: bit for bit back, onto any mesh; which ones are kept, and which one is the best."""
 
 import logging
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import optax
 import pytest
 
 from flax_wavlm import sharding
-from flax_wavlm.checkpoint import Checkpoints
+from flax_wavlm.checkpoint import Checkpoints, checksums, host_checksum
 from flax_wavlm.errors import UserError
 from flax_wavlm.optim import adamw, combine, partition
 from flax_wavlm.step import TrainState, init_state
@@ -75,13 +76,15 @@ def assert_bit_equal(ours: Any, expected: Any) -> None:
 
 
 def save(checkpoints: Checkpoints, step: int, wer: float | None) -> None:
-    metrics = None if wer is None else {"wer": wer}
-    checkpoints.save(new_state(step=step, seed=step), position={"at": step}, config=CONFIG, metrics=metrics)
+    """As a run does: the evaluation comes after the checkpoint."""
+    checkpoints.save(new_state(step=step, seed=step), position={"at": step}, config=CONFIG)
+    if wer is not None:
+        checkpoints.scores[step] = wer  # type: ignore[index]
 
 
 def steps_kept(checkpoints: Checkpoints) -> list[int]:
     checkpoints.wait()
-    return sorted(checkpoints.manager.all_steps())
+    return checkpoints.steps()
 
 
 # --- There and back -----------------------------------------------------------------------------------------
@@ -92,11 +95,14 @@ def test_round_trip(freeze: bool, tmp_path: Path) -> None:
     """By another process's eyes: the folder is opened anew. Nothing of `like` but its form may show."""
     state = new_state(step=3, freeze=freeze)
     writer = Checkpoints(tmp_path / "checkpoints")
-    writer.save(state, position=POSITION, config=CONFIG, metrics={"wer": 0.5})
+    writer.save(state, position=POSITION, config=CONFIG)
     writer.close()
     reader = Checkpoints(tmp_path / "checkpoints")
     like = new_state(step=0, freeze=freeze, seed=1)
-    restored, position = reader.restore(3, like, freeze_feature_encoder=freeze)
+    found = reader.restore_newest(like, freeze_feature_encoder=freeze)
+    assert found is not None
+    step, restored, position = found
+    assert step == 3
     assert_bit_equal(restored, state)
     assert isinstance(restored, TrainState)
     assert bool(restored.frozen) == freeze
@@ -117,8 +123,10 @@ def test_saving_does_not_wait_for_the_next_step(tmp_path: Path) -> None:
     step = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)
     jax.block_until_ready(step(state))
     assert state.params["head"]["kernel"].is_deleted()
-    restored, _ = checkpoints.restore(1, new_state(step=0, seed=1), freeze_feature_encoder=True)
-    assert_bit_equal(restored, expected)
+    checkpoints.wait()
+    restored = checkpoints.restore_newest(new_state(step=0, seed=1), freeze_feature_encoder=True)
+    assert restored is not None
+    assert_bit_equal(restored.state, expected)
     checkpoints.close()
 
 
@@ -131,7 +139,9 @@ def test_restore_onto_another_mesh(before: int, after: int, tmp_path: Path) -> N
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state, position=POSITION, config=CONFIG)
     checkpoints.wait()
-    restored, _ = checkpoints.restore(2, like, freeze_feature_encoder=True)
+    found = checkpoints.restore_newest(like, freeze_feature_encoder=True)
+    assert found is not None
+    restored = found.state
     assert_bit_equal(restored, state)
     for ours, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(like), strict=True):
         assert ours.sharding == wanted.sharding
@@ -170,15 +180,20 @@ def test_latest_two_and_the_best_are_kept(tmp_path: Path) -> None:
     for step, wer in ((1, 0.9), (2, 0.3), (3, 0.5), (4, 0.6), (5, 0.2), (6, 0.4), (7, 0.25), (8, 0.9)):
         save(checkpoints, step, wer)
         kept.append(steps_kept(checkpoints))
-    assert kept == [[1], [1, 2], [2, 3], [2, 3, 4], [4, 5], [5, 6], [5, 6, 7], [5, 7, 8]]
+    assert kept == [[1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5], [5, 6], [5, 6, 7], [5, 7, 8]]
     assert (checkpoints.best_step(), checkpoints.latest_step()) == (5, 8)
     checkpoints.close()
     assert sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()) == [5, 7, 8]
-    again = Checkpoints(tmp_path)  # what is known of them is on the disk
+    again = Checkpoints(tmp_path, checkpoints.scores)
     assert (again.best_step(), again.latest_step(), steps_kept(again)) == (5, 8, [5, 7, 8])
-    restored, position = again.restore(5, new_state(step=0), freeze_feature_encoder=True)
-    assert_bit_equal(restored, new_state(step=5, seed=5))
-    assert position == {"at": 5}
+    best = combine(*partition(new_params(5), freeze_feature_encoder=True))
+    assert_bit_equal(
+        again.restore_params(5, combine(*partition(new_params(1), freeze_feature_encoder=True))), best
+    )
+    found = again.restore_newest(new_state(step=0), freeze_feature_encoder=True)
+    assert found is not None
+    assert_bit_equal(found.state, new_state(step=8, seed=8))
+    assert (found.step, found.position) == (8, {"at": 8})
     again.close()
 
 
@@ -195,17 +210,18 @@ def test_checkpoints_without_an_evaluation(tmp_path: Path) -> None:
     assert steps_kept(checkpoints) == [2, 4, 5]
     assert (checkpoints.best_step(), checkpoints.latest_step()) == (2, 5)
     checkpoints.close()
-    again = Checkpoints(tmp_path)
+    again = Checkpoints(tmp_path, checkpoints.scores)
     assert (again.best_step(), again.latest_step()) == (2, 5)
     again.close()
 
 
-def test_the_later_of_equals_is_the_best(tmp_path: Path) -> None:
+def test_the_earlier_of_equals_is_the_best(tmp_path: Path) -> None:
+    """As in the table of results."""
     checkpoints = Checkpoints(tmp_path)
     for step, wer in ((1, 0.5), (2, 0.5), (3, 0.7), (4, 0.8)):
         save(checkpoints, step, wer)
-    assert checkpoints.best_step() == 2
-    assert steps_kept(checkpoints) == [2, 3, 4]  # the best is kept, and not its equal
+    assert checkpoints.best_step() == 1
+    assert steps_kept(checkpoints) == [1, 3, 4]  # the best is kept, and not its equal
     checkpoints.close()
 
 
@@ -230,3 +246,89 @@ def test_resolve(tmp_path: Path) -> None:
         for part in (str(tmp_path), repr(bad), "20, 30", "best, latest"):
             assert part in str(raised.value)
     checkpoints.close()
+
+
+# --- Damage -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fsdp", [1, min(8, DEVICES)])
+def test_checksums_do_not_depend_on_the_mesh_and_are_the_hosts(fsdp: int) -> None:
+    state = new_state(step=1, fsdp=fsdp)
+    on_devices = checksums(state)
+    assert on_devices == checksums(new_state(step=1))
+    for (path, leaf), value in zip(
+        jax.tree_util.tree_leaves_with_path(state), on_devices.values(), strict=True
+    ):
+        assert host_checksum(np.asarray(leaf)) == value, path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])
+def test_checksum_sees_every_bit_and_every_place(dtype: str) -> None:
+    array = np.asarray(jnp.arange(1, 61, dtype=dtype).reshape(3, 4, 5))
+    expected = host_checksum(array)
+    assert checksums({"a": jnp.asarray(array)}) == {"['a']": expected}
+    for byte in range(array.nbytes):
+        for bit in range(8):
+            changed = bytearray(array.tobytes())
+            changed[byte] ^= 1 << bit
+            assert host_checksum(np.frombuffer(changed, array.dtype)) != expected
+    assert host_checksum(array[::-1]) != expected
+
+
+def flip(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 16]) + content[middle + 1 :]
+
+
+DAMAGE = {
+    "a bit flipped": flip,
+    "half of it": lambda content: content[: len(content) // 2],
+    "emptied": lambda _: b"",
+}
+
+
+@pytest.mark.parametrize("how", [*DAMAGE, "deleted"])
+def test_damage_to_any_file_is_noticed_or_harmless(
+    how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, measured: Callable[[str], None]
+) -> None:
+    """Every file of the newest checkpoint in turn: what is restored is the newest whole one, bit for bit."""
+    with Checkpoints(tmp_path / "good") as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(new_state(step=step, seed=step), position={"at": step}, config=CONFIG)
+    files = sorted(p.relative_to(tmp_path / "good") for p in (tmp_path / "good/2").rglob("*") if p.is_file())
+    assert len(files) > 10
+    noticed = 0
+    for number, file in enumerate(files):
+        folder = tmp_path / f"{number}" / "checkpoints"
+        shutil.copytree(tmp_path / "good", folder)
+        if how == "deleted":
+            (folder / file).unlink()
+        else:
+            (folder / file).write_bytes(DAMAGE[how]((folder / file).read_bytes()))
+        caplog.clear()
+        with caplog.at_level("WARNING", "flax_wavlm"), Checkpoints(folder) as checkpoints:
+            found = checkpoints.restore_newest(new_state(step=0), freeze_feature_encoder=True)
+        assert found is not None
+        assert found.position == {"at": found.step}
+        assert_bit_equal(found.state, new_state(step=found.step, seed=found.step))
+        if found.step == 1:
+            noticed += 1
+            assert f"{folder}/2: damaged" in caplog.text
+            assert sorted(path.name for path in (folder.parent / "damaged").iterdir()) == ["2.1"]
+    measured(f"{how}: {noticed} of {len(files)} files matter, and each of these was noticed")
+    assert noticed >= 5
+
+
+def test_all_damaged(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(new_state(step=step), position={}, config=CONFIG)
+    for file in tmp_path.glob("*/record/metadata"):
+        file.write_bytes(flip(file.read_bytes()))
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(UserError, match=r"none of its checkpoints can be used \(1: .*; 2: ") as raised:
+            checkpoints.restore_newest(new_state(step=0), freeze_feature_encoder=True)
+        assert str(tmp_path) in str(raised.value)
+        assert checkpoints.steps() == [1, 2]
+        with pytest.raises(UserError, match=r"damaged .*give another --step"):
+            checkpoints.restore_params(2, new_params(0))
