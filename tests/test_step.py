@@ -18,7 +18,15 @@ from flax_wavlm import ctc, port, sharding
 from flax_wavlm.config import WavLMConfig
 from flax_wavlm.model import WavLMForCTC, merge, split, structure
 from flax_wavlm.optim import adamw, linear_schedule, partition
-from flax_wavlm.step import TOTALS, TrainState, init_state, jit_train_step, make_train_step
+from flax_wavlm.step import (
+    SKIPPED_KEPT,
+    TOTALS,
+    TrainState,
+    init_state,
+    jit_train_step,
+    make_train_step,
+    skipped_steps,
+)
 
 DEEP = 1e-4
 GRADIENT = 1e-3  # relative, each tensor
@@ -457,3 +465,35 @@ def test_parameters_and_optimizer_state_are_split(runs: dict[int, Run], fsdp: in
         assert all(leaf.addressable_data(0).size * fsdp == leaf.size for leaf in split_leaves)
         held = sum(leaf.addressable_data(0).size for leaf in leaves)
         assert held < 0.2 * sum(leaf.size for leaf in leaves) + 0.8 * sum(leaf.size for leaf in leaves) / fsdp
+
+
+def test_step_that_is_not_finite_changes_nothing_but_is_noted() -> None:
+    """Parameters and optimizer as before, bit for bit; means over the others; the steps by their numbers."""
+    optimizer = adamw(optax.constant_schedule(1e-2), weight_decay=0.01, clip_norm=1.0)
+    graphdef, params = split(WavLMForCTC(SMALL, nnx.Rngs(0)))
+    trained, frozen = partition(params, freeze_feature_encoder=True)
+    step = jax.jit(make_train_step(graphdef, optimizer, blank_id=BLANK, reduction="mean", seed=0))
+    rng = np.random.default_rng(0)
+    good = make_batch([rng.normal(size=8_000).astype(np.float32) for _ in range(2)])
+    bad = {**good, "input_values": good["input_values"] * np.float32(np.inf)}
+
+    state = step(init_state(trained, frozen, optimizer), good)
+    assert skipped_steps(state) == []
+    after = step(state, bad)
+    for name in ("params", "frozen", "opt_state", "totals"):
+        for (path, ours), before in zip(
+            jax.tree_util.tree_leaves_with_path(getattr(after, name)),
+            jax.tree.leaves(getattr(state, name)),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(ours, before, err_msg=f"{name}{jax.tree_util.keystr(path)}")
+    assert int(after.step) == 2
+    assert skipped_steps(after) == [2]
+    state = step(step(after, good), bad)
+    assert (skipped_steps(state), skipped_steps(state, since=1)) == ([2, 4], [4])
+    assert float(state.totals["steps"]) == 2
+    for _ in range(SKIPPED_KEPT):
+        state = step(state, bad)
+    assert int(state.skipped["count"]) == 2 + SKIPPED_KEPT
+    assert skipped_steps(state) == list(range(5, 5 + SKIPPED_KEPT))
+    assert np.isfinite(float(state.totals["loss"]))

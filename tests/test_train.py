@@ -21,6 +21,7 @@ import flax_wavlm.train
 from flax_wavlm import UserError, WavLMForCTC
 from flax_wavlm.audio import read_audio
 from flax_wavlm.corpora import read_timit_sample
+from flax_wavlm.errors import Preempted
 from flax_wavlm.report import read_metrics
 from flax_wavlm.text import CTCTokenizer, Preprocessor
 from flax_wavlm.train import train
@@ -284,6 +285,12 @@ def small_run(tmp_path: Path, workdir: str, kind: str = "large") -> TrainConfig:
     )
 
 
+def comparable(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without the one figure that is a wall clock's."""
+    rows = read_metrics(workdir / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k != "audio_seconds_per_second"} for row in rows]
+
+
 class Killed(BaseException):
     """Stands for a signal: nothing in the run may catch it."""
 
@@ -310,10 +317,6 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path: Path, monkeypatch: pytes
         file.write('{"step": 3, "spl')  # and the kill came in the middle of a line
     parts = train(small_run(tmp_path, "parts"))
 
-    def comparable(workdir: Path) -> list[dict[str, Any]]:
-        rows = read_metrics(workdir / "metrics.jsonl")
-        return [{k: v for k, v in row.items() if k != "audio_seconds_per_second"} for row in rows]
-
     assert comparable(parts.workdir) == comparable(whole.workdir)
     one, other = (
         safetensors.numpy.load_file(result.export / "model.safetensors") for result in (whole, parts)
@@ -321,6 +324,20 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path: Path, monkeypatch: pytes
     assert set(one) == set(other)
     for name in one:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_asked_to_stop_at_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint comes first, since a notice may leave few seconds; the resumed run evaluates it."""
+    whole = train(small_run(tmp_path, "whole"))
+    monkeypatch.setattr(flax_wavlm.train.processes.StopRequest, "reached", lambda self, step: step == 4)
+    with pytest.raises(Preempted, match="saved at step 4 of 6"):
+        train(small_run(tmp_path, "parts"))
+    monkeypatch.undo()
+    assert [row["step"] for row in lines(tmp_path / "parts", "test")] == []
+    parts = train(small_run(tmp_path, "parts"))
+    assert comparable(parts.workdir) == comparable(whole.workdir)
+    assert [row["step"] for row in lines(parts.workdir, "test")] == [4, 6]
+    assert parts.best == whole.best
 
 
 def test_finished_run_only_exports_again(tmp_path: Path) -> None:
