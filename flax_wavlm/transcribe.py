@@ -23,6 +23,7 @@ from flax_wavlm.config import WavLMConfig
 from flax_wavlm.corpora import Skipped, Utterance
 from flax_wavlm.errors import UserError
 from flax_wavlm.evaluate import Evaluation, ahead, evaluate, make_eval_step
+from flax_wavlm.files import exists
 from flax_wavlm.model import Params, merge, split, structure
 from flax_wavlm.text import CTCTokenizer, Preprocessor
 
@@ -72,7 +73,7 @@ class Recogniser:
                 "first (scripts/train_flax.py --config.model.checkpoint=...) and give the run's export folder"
             )
         folder = checkpoint.folder
-        if not (folder / "vocab.json").exists():
+        if not exists(folder / "vocab.json"):
             raise UserError(
                 f"{folder}: has no vocab.json, expected one that says what the "
                 f"{checkpoint.config.vocab_size} outputs of the CTC head mean. Copy the tokenizer's files of "
