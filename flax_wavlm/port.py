@@ -395,9 +395,12 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        path.open("rb").close()  # safetensors says of every such failure that there is no file
         file = safe_open(path, framework="numpy")
         parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except SafetensorError as error:
         raise UserError(
             f"{path}: not a whole safetensors file ({one_line(error)}); download or copy it again"
         ) from None
