@@ -227,9 +227,7 @@ AUDIO = [
     Case(
         "integers written as floats",
         clip(encoded(NOISE.astype(np.float32), subtype="FLOAT")),
-        skipped=(
-            r"unreadable audio: .*bad\.wav: samples of up to 1\.\d+e\+04, expected floats with a full scale of 1",
-        ),
+        skipped=(r"unreadable audio: .*bad\.wav: samples of up to 1\.\d+e\+04, expected floats with",),
     ),
     Case(
         "a text file named .wav",
@@ -723,7 +721,7 @@ CHECKPOINTS = [
     Case(
         "a config with another number of layers",
         edited(lambda state: None, num_hidden_layers=4),
-        error=r"weights do not fit the configuration\. 38 tensors that the model needs are missing.*config\.json",
+        error=r"weights do not fit the configuration\. 38 tensors that the model needs are missing",
     ),
     Case(
         "a config with another width",
@@ -962,7 +960,7 @@ CONFIGS = [
     Case(
         "a field that does not exist",
         script("train_flax.py", CONFIG, "--config.optim.lerning_rate=1", recipe=RECIPE),
-        error=r"--config\.optim\.lerning_rate: there is no such field; did you mean --config\.optim\.learning_rate",
+        error=r"--config\.optim\.lerning_rate: there is no such field; did you mean .*learning_rate",
     ),
     Case(
         "a word for a number",
