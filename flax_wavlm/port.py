@@ -753,11 +753,15 @@ SIDE_FILES = (
 
 
 def copy_side_files(source: Path, folder: Path) -> list[str]:
-    """Copies tokenizer and preprocessor files that lie with a checkpoint; returns their names."""
+    """Copies tokenizer and preprocessor files that lie with a checkpoint; returns their names.
+
+    UserError for one that is no JSON object: it is damaged, or a link to something that is not to be copied.
+    """
     origin = source if source.is_dir() else source.parent
     found = [name for name in SIDE_FILES if (origin / name).exists()]
     if origin.resolve() != folder.resolve():
         for name in found:
+            read_json_object(origin / name, "a file of a tokenizer or preprocessor")
             shutil.copyfile(origin / name, folder / name)
     return found
 
