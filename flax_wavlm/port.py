@@ -285,7 +285,10 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     if is_folder(path):
         weights = next((path / name for name in WEIGHT_FILES if exists(path / name)), None)
         if weights is None:
-            found = ", ".join(sorted(os.listdir(path))[:10]) or "nothing"
+            try:
+                found = ", ".join(sorted(os.listdir(path))[:10]) or "nothing"
+            except OSError as error:
+                raise UserError(f"{path}: cannot list it ({error.strerror}); check its permissions") from None
             raise UserError(f"{path}: has none of {', '.join(WEIGHT_FILES)}; found {found}")
         config_path = path / "config.json"
         config = WavLMConfig.from_hf(config_path)  # first: another architecture is named before its tensors

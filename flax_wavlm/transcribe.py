@@ -144,6 +144,8 @@ class Recogniser:
         `max_seconds`: a longer file is an error. Memory grows with the square of the longest clip in a batch.
         """
         sharding.check_batch_size("batch_size", batch_size, self.mesh)  # before much is read
+        if not max_seconds > 0:  # or NaN, which no clip would be longer than
+            raise UserError(f"max_seconds is {max_seconds}, expected above 0")
 
         def read(file: Path) -> np.ndarray | UserError:
             try:

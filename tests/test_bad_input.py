@@ -650,6 +650,54 @@ def pickled(name: str, *, index: bool = False) -> Callable[[Path, Reference], An
     return give
 
 
+def microsoft(**changes: Any) -> Callable[[Path, Reference], Any]:
+    """Microsoft's .pt with these values in its cfg; None: without them."""
+    cfg = {
+        "extractor_mode": "layer_norm",
+        "encoder_layers": 2,
+        "encoder_embed_dim": 16,
+        "encoder_ffn_embed_dim": 8,
+        "encoder_attention_heads": 2,
+        "activation_fn": "gelu",
+        "layer_norm_first": True,
+        "conv_feature_layers": "[(4,10,5)] + [(4,3,2)] * 4 + [(4,2,2)] * 2",
+        "conv_bias": False,
+        "conv_pos": 8,
+        "conv_pos_groups": 1,
+        "relative_position_embedding": True,
+        "num_buckets": 320,
+        "max_distance": 800,
+        "gru_rel_pos": True,
+        "normalize": True,
+    } | changes
+
+    def give(folder: Path, tiny: Reference) -> Any:
+        kept = {name: value for name, value in cfg.items() if value is not None}
+        torch.save({"cfg": kept, "model": {"mask_emb": torch.ones(16)}}, folder / "WavLM.pt")
+        return port.load(folder / "WavLM.pt")
+
+    return give
+
+
+def state_dict(content: Any) -> Callable[[Path, Reference], Any]:
+    """A pickle of this, with no config.json beside it."""
+
+    def give(folder: Path, tiny: Reference) -> Any:
+        torch.save(content, folder / "weights.pth")
+        return port.load(folder / "weights.pth")
+
+    return give
+
+
+def listless(folder: Path) -> None:
+    folder.chmod(0o300)
+    try:
+        with without_roots_rights():
+            port.load(folder)
+    finally:
+        folder.chmod(0o700)
+
+
 def index(**weight_map: Any) -> Callable[[Path, Reference], Any]:
     """A folder whose index of safetensors names these shards."""
 
@@ -762,6 +810,47 @@ CHECKPOINTS = [
         "a shard that would run code",
         pickled("pytorch_model-1.bin", index=True),
         error=r"pytorch_model-1\.bin: not a checkpoint that can be loaded safely",
+    ),
+    Case(
+        "Microsoft's .pt with a word for a number",
+        microsoft(encoder_layers="many"),
+        error=r"WavLM\.pt: 'cfg' holds a value of another kind \(invalid literal for int\(\)",
+    ),
+    Case(
+        "Microsoft's .pt with a width that cannot be",
+        microsoft(encoder_embed_dim=7),
+        error=r"WavLM\.pt: no configuration of a WavLM: num_attention_heads is 2, expected a divisor",
+    ),
+    Case(
+        "Microsoft's .pt with half a cfg",
+        microsoft(conv_bias=None),
+        error=r"WavLM\.pt: 'cfg' lacks 'conv_bias'",
+    ),
+    Case("a pickle of numbered tensors", state_dict({0: torch.ones(2)}), error=r"something else under 0"),
+    Case(
+        "a joint projection of ten rows",
+        state_dict({"encoder.transformer.layers.0.attention.attention.in_proj_bias": torch.ones(10)}),
+        error=r"in_proj_bias is \[10\], expected query, key and value joined",
+    ),
+    Case(
+        "a state dict of something else",
+        state_dict({"encoder.layers.0.fc1.weight": torch.ones(2, 2)}),
+        error=r"weights\.pth: 0 convolutions; .*Put its config\.json beside it",
+    ),
+    Case(
+        "a pickle of a list",
+        state_dict([torch.ones(2)]),
+        error=r"weights\.pth: holds a list, expected a dict",
+    ),
+    Case(
+        "a folder that cannot be listed",
+        lambda folder, tiny: listless(folder),
+        error=r"cannot list it \(Permission denied\)",
+    ),
+    Case(
+        "a conversion to a name too long for the system",
+        lambda folder, tiny: convert(tiny.folder, folder / ("a" * 5000)),
+        error=r"cannot look at it \(File name too long\)",
     ),
     Case(
         "a shard that is missing", index(a="model-1.safetensors"), error=r"model-1\.safetensors: no such file"
@@ -1058,11 +1147,11 @@ CONFIGS = [
     ),
     Case(
         "a batch that the devices cannot share",
-        run(train__batch_size=3 * jax.device_count() // 2 + 1, train__accumulation=2),
+        run(train__batch_size=2 * jax.device_count() + 1, train__accumulation=2),
         error=r"train\.batch_size = \d+ cannot be split over \d+ devices",
     ),
     Case(
-        "an evaluation batch that the devices cannot share",
+        "an evaluation batch of nothing",
         run(train__eval_batch_size=0),
         error=r"train\.eval_batch_size is 0",
     ),
