@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 SAMPLE_RATE = 16_000
 FEW = SAMPLE_RATE // 100  # samples, 10 ms: a `missing_ok` for speech that somebody wants transcribed
 
+_RATES = (4_000, 768_000)  # Hz; outside, a header is damaged, and resampling might make hours of a second
+_LOUDEST = 100.0  # 40 dB above full scale: no recording, but integers written as floats, or noise
+_BLOCK = 2**20  # samples that are read at a time: a damaged header may promise terabytes
 _UNKNOWN_LENGTH = 2**63 - 1  # libsndfile's SF_COUNT_MAX: a FLAC stream whose header leaves the length open
 # libsndfile shortens a truncated RIFF, AIFF or AU file's length in silence, and notes it only in its log.
 _SHORTENED = re.compile(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -42,7 +45,8 @@ def read_audio(source: Path | bytes, name: str = "", *, missing_ok: int = 0) -> 
         float32 with full scale 1.0: the mean of the channels, resampled by soxr at its HQ quality.
 
     Raises:
-        UserError: no such file, no permission, not audio, no samples, cut short, or NaN or Inf in it.
+        UserError: no such file, no permission, not audio, no samples, cut short, NaN or Inf in it, samples
+            far beyond full scale, or a sample rate that no recording has.
     """
     name = name or _name(source)
     with _open(source, name) as (file, head):
@@ -52,9 +56,14 @@ def read_audio(source: Path | bytes, name: str = "", *, missing_ok: int = 0) -> 
                 f"{name}: the header leaves the length open (a FLAC stream written into a pipe), expected a "
                 "number of samples. Convert the file, for example with `ffmpeg -i IN OUT.flac`."
             )
-        samples = file.read(dtype="int16" if exact else "float32", always_2d=True)
-        promised = _promised_frames(file, head)
         rate = file.samplerate
+        if not _RATES[0] <= rate <= _RATES[1]:
+            raise UserError(
+                f"{name}: the sample rate is {rate} Hz, expected {_RATES[0]} to {_RATES[1]}. The header is "
+                "damaged or not a recording's: copy or convert the file again."
+            )
+        samples = _read_all(file, "int16" if exact else "float32")
+        promised = _promised_frames(file, head)
     if len(samples) < promised:
         cut = (
             f"{name}: the audio is cut short: {len(samples)} samples, expected the {promised} of its header. "
@@ -68,6 +77,11 @@ def read_audio(source: Path | bytes, name: str = "", *, missing_ok: int = 0) -> 
         raise UserError(
             f"{name}: {bad} samples are NaN or Inf, expected finite ones. Write the file again, or remove "
             "the clip from the data."
+        )
+    if not exact and len(samples) and (loudest := float(np.abs(samples).max())) > _LOUDEST:
+        raise UserError(
+            f"{name}: samples of up to {loudest:.3g}, expected floats with a full scale of 1.0. Integers "
+            "that were written as floats must be divided by their full scale (32768 for 16 bits)."
         )
     mono = samples[:, 0] if exact else samples.mean(axis=1)
     if rate != SAMPLE_RATE:
@@ -94,12 +108,36 @@ def _name(source: Path | bytes) -> str:
     return f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
 
 
+class _Bytes(io.BytesIO):
+    """Seeks to before the start go to the start: libsndfile asks for that in damaged files."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return super().seek(0)
+
+
+def _read_all(file: soundfile.SoundFile, dtype: str) -> np.ndarray:
+    """Samples [N, channels], as many as there are and at most as many as libsndfile found."""
+    blocks, missing = [], file.frames
+    while missing > 0:
+        block = file.read(min(missing, max(1, _BLOCK // file.channels)), dtype=dtype, always_2d=True)
+        if not len(block):
+            break
+        blocks.append(block)
+        missing -= len(block)
+    if not blocks:
+        return np.zeros((0, file.channels), dtype)
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
 @contextmanager
 def _open(source: Path | bytes, name: str) -> Iterator[tuple[soundfile.SoundFile, bytes]]:
     """The opened file and its first 1,024 bytes; errors inside the `with` become UserErrors too."""
     try:
         # FileIO is unbuffered: libsndfile then finds the descriptor where we left it.
-        with io.BytesIO(source) if isinstance(source, bytes) else io.FileIO(source) as stream:
+        with _Bytes(source) if isinstance(source, bytes) else io.FileIO(source) as stream:
             head = stream.read(1024)
             if not head:
                 raise UserError(f"{name}: the file is empty, expected audio. Copy or download it again.")
@@ -113,9 +151,10 @@ def _open(source: Path | bytes, name: str) -> Iterator[tuple[soundfile.SoundFile
             f"{name}: cannot read it ({error.strerror or error}), expected an audio file. Check the path "
             "and its permissions."
         ) from error
-    except soundfile.LibsndfileError as error:
+    except soundfile.SoundFileError as error:
+        reason = getattr(error, "error_string", error)
         raise UserError(
-            f"{name}: libsndfile cannot decode it ({error.error_string}). Expected a whole WAV, NIST SPHERE, "
+            f"{name}: libsndfile cannot decode it ({reason}). Expected a whole WAV, NIST SPHERE, "
             "FLAC, MP3 or OGG file: copy it again, or convert it to WAV."
         ) from error
 

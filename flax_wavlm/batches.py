@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 Preprocess = Callable[[np.ndarray], np.ndarray]  # samples [N] -> float32 [N]
 
+LONG_SECONDS = 60  # longer clips are announced
 FILLER = -1  # stands where a clip's index would
 
 
@@ -78,8 +79,10 @@ def decode_clips(
     Args:
         frame_count: the model's frames for a number of samples.
         max_seconds: skip clips of this length *and longer* (the seed's recipe: shorter than 4.0 s).
-        drop_infeasible: skip clips whose labels do not fit their frames. For training. An evaluation
-            keeps them: their text is scored like any other, and the loss masks them.
+        drop_infeasible: skip clips that nothing can be learnt from: labels that do not fit their frames,
+            silence (all zeros, or no more than dither), a text of which most is outside the vocabulary. For
+            training. An evaluation keeps them, for it must not choose its test set: their text is scored
+            like any other, and the loss masks those that do not fit.
         threads: None = what `ThreadPoolExecutor` chooses.
 
     Returns the clips, and each clip that cannot be used with its reason, "kind: details".
@@ -107,16 +110,29 @@ def decode_clips(
         frames = frame_count(len(samples))
         if frames < 1:
             return Skipped(utterance.id, f"too short: {len(samples)} samples make no frame")
-        needed = min_ctc_frames(labels)
-        if drop_infeasible and needed > frames:
-            return Skipped(utterance.id, f"labels longer than frames: {needed} frames needed, {frames} there")
-        return Clip(utterance.id, samples, labels, text, utterance.speaker)
+        clip = Clip(utterance.id, samples, labels, text, utterance.speaker)
+        if drop_infeasible and (reason := _unlearnable(clip, tokenizer, frames)):
+            return Skipped(utterance.id, reason)
+        return clip
 
     with ThreadPoolExecutor(threads) as pool:
         decoded = list(pool.map(decode, utterances))
     clips = [clip for clip in decoded if isinstance(clip, Clip)]
     skipped = [clip for clip in decoded if isinstance(clip, Skipped)]
     return clips, skipped
+
+
+def _unlearnable(clip: Clip, tokenizer: CTCTokenizer, frames: int) -> str:
+    """Why nothing can be learnt from a clip, "kind: details"; "" where something can."""
+    needed = min_ctc_frames(clip.labels)
+    if needed > frames:
+        return f"labels longer than frames: {needed} frames needed, {frames} there"
+    step = 1 if clip.samples.dtype == np.int16 else 1 / 32768
+    if float(clip.samples.max()) - float(clip.samples.min()) <= 2 * step:
+        return f"silent: {len(clip.samples)} samples, all but equal"
+    if (share := tokenizer.unknown_share(clip.text)) > 0.5:
+        return f"text outside the vocabulary: {share:.0%} of {clip.text[:60]!r}"
+    return ""
 
 
 def usable_clips(
@@ -130,6 +146,7 @@ def usable_clips(
 ) -> tuple[list[Clip], list[Skipped]]:
     """`decode_clips` of a split called `name`, with what was skipped and why in the log.
 
+    Named there too: clips that only an evaluation keeps, and clips so long that memory may not suffice.
     Raises UserError where no clip is left.
     """
     clips, skipped = decode_clips(
@@ -143,6 +160,21 @@ def usable_clips(
     log.info("%s: %d clips, %.2f hours", name, len(clips), hours)
     if skipped:
         log.warning("%s: %s", name, describe_skipped(skipped))
+    doubtful = [
+        Skipped(clip.id, reason)
+        for clip in clips
+        if (reason := _unlearnable(clip, tokenizer, frame_count(len(clip.samples))))
+    ]
+    if doubtful:
+        log.warning("%s: %s", name, describe_skipped(doubtful, verb="kept in the evaluation"))
+    if long := [clip for clip in clips if len(clip.samples) > LONG_SECONDS * SAMPLE_RATE]:
+        log.warning(
+            "%s: %d clips of more than %d s, such as %s: memory grows with the square of the longest",
+            name,
+            len(long),
+            LONG_SECONDS,
+            long[0].id,
+        )
     if unknown := set().union(*(tokenizer.unknown_characters(clip.text) for clip in clips)):
         log.warning("%s: characters outside the vocabulary, read as unknown: %s", name, sorted(unknown))
     if not clips:
@@ -150,7 +182,7 @@ def usable_clips(
     return clips, skipped
 
 
-def describe_skipped(skipped: Sequence[Skipped], examples: int = 3) -> str:
+def describe_skipped(skipped: Sequence[Skipped], examples: int = 3, verb: str = "skipped") -> str:
     """One line for each kind of reason, the most frequent first; "" if nothing was skipped.
 
     The kind is what stands before the reason's first colon.
@@ -164,7 +196,7 @@ def describe_skipped(skipped: Sequence[Skipped], examples: int = 3) -> str:
         more = ", ..." if len(clips) > examples else ""
         details = clips[0].reason.partition(":")[2]
         first = f" (the first:{details})" if details else ""
-        lines.append(f"skipped {len(clips):,} - {kind}: {shown}{more}{first}")
+        lines.append(f"{verb} {len(clips):,} - {kind}: {shown}{more}{first}")
     return "\n".join(lines)
 
 

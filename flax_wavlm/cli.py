@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -15,6 +15,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from flax_wavlm.errors import Preempted, UserError
+from flax_wavlm.files import is_file, one_line
 from flax_wavlm.train_config import TrainConfig, field_names
 
 USAGE = 2  # exit status of a UserError
@@ -60,6 +61,8 @@ def run(main: Callable[[list[str]], None], *, arguments: str = "", messages: Tex
             return flags.FLAGS(argv)
         except (UserError, flags.Error) as error:
             return _fail(f"error: {error}", USAGE)
+        except Exception as error:  # a config file is Python, which can go wrong in every way
+            return _fail(f"error: {_in_config_file(error, argv[1:])}", USAGE)
 
     app.run(guarded, flags_parser=parse)
 
@@ -78,8 +81,20 @@ def _use_huge_pages() -> None:
     os.execve(sys.executable, sys.orig_argv, os.environ | {"GLIBC_TUNABLES": setting})
 
 
+def _in_config_file(error: Exception, arguments: Sequence[str]) -> UserError:
+    """What went wrong in the --config file, and in which line of it."""
+    file = next(_config_files(arguments), "")
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    where = f"{file}:{line}" if line else file
+    return UserError(
+        f"--config={where}: {type(error).__name__}: {one_line(error)}. Expected a Python file whose "
+        "get_config() gives a TrainConfig, as those in configs/"
+    )
+
+
 def _fail(message: str, status: int) -> list[str]:
-    print(message, file=sys.stderr)
+    print(" ".join(message.splitlines()), file=sys.stderr)
     if status != TRY_AGAIN:  # of which all processes of a run have heard
         _leave(status)
     sys.exit(status)
@@ -106,12 +121,11 @@ def check_config_flags(arguments: Sequence[str]) -> None:
     ml_collections would end in a KeyError, and accept a missing file until it is used.
     """
     known = field_names()
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
-        flag, has_value, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and flag == "config":
-            path = Path(value if has_value else following)
-            if not path.is_file():
-                raise UserError(f"--config={path}: no such file; the recipes are in configs/")
+    for file in _config_files(arguments):
+        if not is_file(Path(file)):
+            raise UserError(f"--config={file}: no such file; the recipes are in configs/")
+    for argument in arguments:
+        flag = argument.lstrip("-").partition("=")[0]
         if argument.startswith("-") and flag.startswith("config."):
             name = flag.removeprefix("config.")
             if f"{name}.".startswith("model.config."):
@@ -123,6 +137,14 @@ def check_config_flags(arguments: Sequence[str]) -> None:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
                 hint = f"; did you mean --config.{near[0]}?" if near else ""
                 raise UserError(f"--{flag}: there is no such field{hint}")
+
+
+def _config_files(arguments: Sequence[str]) -> Iterator[str]:
+    """The value of each --config flag."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        flag, has_value, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and flag == "config":
+            yield value if has_value else following
 
 
 def resolve(config: TrainConfig | None, workdir: str, overridden: Collection[str] = ()) -> TrainConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,12 @@ class WavLMConfig:
         self._check_types()
         for field in dataclasses.fields(self):
             if field.type == "float":  # transformers takes no 1 for 1.0
-                object.__setattr__(self, field.name, float(getattr(self, field.name)))
+                try:
+                    value = float(getattr(self, field.name))
+                except OverflowError:
+                    value = math.inf
+                self._require(not math.isinf(value), field.name, "a finite number")
+                object.__setattr__(self, field.name, value)
         if not len(self.conv_dim) == len(self.conv_stride) == len(self.conv_kernel) > 0:
             raise UserError(
                 f"config: conv_dim, conv_stride and conv_kernel must have the same length, found "
@@ -94,6 +100,8 @@ class WavLMConfig:
         for name in _POSITIVE:
             value = getattr(self, name)
             self._require(min(value) > 0 if isinstance(value, tuple) else value > 0, name, "above 0")
+        for name in _NOT_NEGATIVE:
+            self._require(getattr(self, name) >= 0, name, "0 or more")
         for name in _PROBABILITIES:
             self._require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
         for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
@@ -111,7 +119,7 @@ class WavLMConfig:
 
     def _require(self, holds: bool, name: str, expected: str) -> None:
         if not holds:
-            raise UserError(f"config: {name} is {getattr(self, name)!r}, expected {expected}")
+            raise UserError(f"config: {name} is {repr(getattr(self, name))[:200]}, expected {expected}")
 
     def _check_types(self) -> None:
         for field in dataclasses.fields(self):
@@ -126,7 +134,7 @@ class WavLMConfig:
             }[str(field.type)]
             wrong = not isinstance(value, expected) or (isinstance(value, bool) and field.type != "bool")
             if wrong or (isinstance(value, tuple) and not all(type(v) is int for v in value)):
-                raise UserError(f"config: {field.name} is {value!r}, expected {field.type}")
+                raise UserError(f"config: {field.name} is {repr(value)[:200]}, expected {field.type}")
 
     @property
     def min_samples(self) -> int:
@@ -224,6 +232,7 @@ _POSITIVE = [
     "mask_feature_length",
     "unroll",
 ]
+_NOT_NEGATIVE = ["initializer_range", "mask_time_min_masks", "mask_feature_min_masks", "pad_token_id"]
 _PROBABILITIES = [
     "hidden_dropout",
     "activation_dropout",

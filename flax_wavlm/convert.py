@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from flax_wavlm import port
 from flax_wavlm.errors import UserError
+from flax_wavlm.files import exists, is_folder
 from flax_wavlm.model import WavLMForCTC, split
 from flax_wavlm.text import Preprocessor
 
@@ -40,9 +41,9 @@ def convert(source: str | Path, folder: Path, *, overwrite: bool = False) -> Con
     origin = Path(checkpoint.source)
     if folder.resolve() == (origin if origin.is_dir() else origin.parent).resolve():
         raise UserError(f"{folder}: is the source's own folder, expected another one to write to")
-    if folder.exists() and not folder.is_dir():
+    if exists(folder) and not is_folder(folder):
         raise UserError(f"{folder}: is a file, expected a folder to write to; give another name")
-    held = [name for name in port.WEIGHT_FILES if (folder / name).exists()]
+    held = [name for name in port.WEIGHT_FILES if exists(folder / name)]
     if held and not overwrite:
         raise UserError(
             f"{folder}: holds a checkpoint already ({', '.join(held)}), expected a new or empty folder; give "

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import difflib
 import io
-import json
 import math
 import os
 import re
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flax_wavlm.errors import UserError
+from flax_wavlm.files import exists, is_file, is_folder, one_line, parse_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -107,7 +107,7 @@ def load_corpus(
         raise UserError(f"data.path is empty. {_EXPECTED_PATH[corpus]}")
     if corpus == "hub":
         return read_hub(path, split, audio_column=audio_column, text_column=text_column, config=hub_config)
-    if not Path(path).is_dir():
+    if not is_folder(Path(path)):
         raise UserError(f"data.path is {path!r}, which is not a folder here. {_EXPECTED_PATH[corpus]}")
     if corpus == "manifest":
         return read_manifest(path, split)
@@ -210,7 +210,7 @@ def read_manifest(folder: str | Path, split: str) -> tuple[list[Utterance], list
     Raises UserError with file and line for anything else that is wrong: not UTF-8, not JSON, a missing or
     malformed field, a repeated id, no such audio file.
     """
-    manifests = [file for suffix in ("jsonl", "csv") if (file := Path(folder) / f"{split}.{suffix}").exists()]
+    manifests = [file for suffix in ("jsonl", "csv") if exists(file := Path(folder) / f"{split}.{suffix}")]
     if len(manifests) != 1:
         raise UserError(
             f"{folder}: found {len(manifests)} of {split}.jsonl and {split}.csv, expected one. "
@@ -267,8 +267,9 @@ def read_hub(
             cause = cause.__cause__
         raise UserError(
             f"Hugging Face dataset {name!r}, config {config!r}, split {split!r}: datasets cannot load it "
-            f"({type(cause).__name__}: {cause}). Check data.path, the split's name and the network. Folders "
-            "of audio files need torchcodec here: write a manifest, and set --config.data.corpus=manifest."
+            f"({type(cause).__name__}: {one_line(cause)}). Check data.path, the split's name and the "
+            "network. Folders of audio files need torchcodec here: write a manifest, and set "
+            "--config.data.corpus=manifest."
         ) from error
     for column in (audio_column, text_column):
         if column not in dataset.column_names:
@@ -324,7 +325,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [entry for entry in _entries(folder) if entry.is_dir()]
+    return [entry for entry in _entries(folder) if is_folder(entry)]
 
 
 def _listing(folder: Path) -> str:
@@ -421,8 +422,8 @@ def _jsonl_rows(manifest: Path, text: str) -> Iterator[tuple[str, dict[str, Any]
             continue
         where = f"{manifest}:{number}"
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line)
+        except ValueError as error:
             raise UserError(f"{where}: not JSON ({error}). Expected one JSON object a line.") from error
         if not isinstance(row, dict):
             raise UserError(
@@ -439,9 +440,13 @@ def _csv_rows(manifest: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]
         for field in ("audio_filepath", "text"):
             if field not in header:
                 raise UserError(
-                    f"{manifest}:1: no column {field!r}, found {', '.join(header) or 'nothing'}. Expected a "
-                    "header line with audio_filepath and text, separated by commas."
+                    f"{manifest}:1: no column {field!r}, found {', '.join(header)[:300] or 'nothing'}. "
+                    "Expected a header line with audio_filepath and text, separated by commas."
                 )
+        if repeated := sorted({field for field in header if header.count(field) > 1}):
+            raise UserError(
+                f"{manifest}:1: the column {repeated[0]!r} is there twice. Expected each once: remove one."
+            )
         for row in reader:
             where = f"{manifest}:{reader.line_num}"
             if None in row or None in row.values():
@@ -473,17 +478,25 @@ def _manifest_utterance(where: str, row: dict[str, Any], folder: Path) -> Uttera
         value = row.get(field)
         try:
             seconds[field] = number = None if value is None else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if isinstance(value, bool):
             number = math.nan
         if number is not None and not 0 <= number < math.inf:
-            raise UserError(f"{where}: {field} is {value!r}, expected seconds from 0. Correct the line.")
+            raise UserError(
+                f"{where}: {field} is {repr(value)[:80]}, expected seconds from 0. Correct the line."
+            )
     if seconds["offset"]:
         raise UserError(
             f"{where}: offset is {row['offset']!r}, expected none: clips inside longer files are not "
             "supported. Cut the file up into one file a clip."
         )
     audio = folder / row["audio_filepath"]  # an absolute path replaces the folder
-    if not audio.is_file():
+    try:
+        there = is_file(audio)
+    except UserError as error:
+        raise UserError(f"{where}: audio_filepath cannot be used: {error}") from error
+    if not there:
         raise UserError(
             f"{where}: audio_filepath is {row['audio_filepath']!r}, but there is no file {audio}. Expected "
             "an absolute path, or one relative to the manifest: correct the line."
@@ -499,8 +512,9 @@ def _hub_audio(dataset: Dataset, row: int, column: str, id: str) -> bytes:
     path = audio["path"] if audio else None
     try:
         return Path(path or "").read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"Hugging Face dataset row {id}: no audio in it and no file {path!r} ({error.strerror}). "
+            f"Hugging Face dataset row {id}: no audio in it and no file {path!r} ({reason}). "
             "Expected either: load the dataset again, or remove the row."
         ) from error

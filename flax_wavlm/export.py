@@ -10,7 +10,7 @@ from flax_wavlm import port, report, sharding
 from flax_wavlm.checkpoint import Checkpoints
 from flax_wavlm.config import WavLMConfig
 from flax_wavlm.errors import UserError
-from flax_wavlm.files import read_json_object
+from flax_wavlm.files import is_folder, read_json_object
 from flax_wavlm.model import merge, structure
 from flax_wavlm.workdir import write_whole, writing
 
@@ -28,9 +28,16 @@ def export_run(workdir: Path, output: Path, step: str = "best") -> int:
     Raises:
         UserError: there is no such run or checkpoint.
     """
-    if not (workdir / "checkpoints").is_dir():
+    if not is_folder(workdir / "checkpoints"):
         raise UserError(f"{workdir}: has no checkpoints/, so it is not the workdir of a run")
     run = read_json_object(workdir / "config.json", "a run's configuration")
+    try:
+        run_name, base_model, dataset = run["name"], run["model"]["checkpoint"], run["data"]["corpus"]
+    except (KeyError, TypeError):
+        raise UserError(
+            f"{workdir / 'config.json'}: lacks name, model.checkpoint or data.corpus; expected the configuration "
+            "that the run wrote. Start the run's command again to have it restored"
+        ) from None
     config = WavLMConfig.from_hf(workdir / "processor" / "config.json")
     rows = report.read_metrics(workdir / "metrics.jsonl")
     scores = {row["step"]: row["wer"] for row in report.evaluations(rows)}
@@ -48,10 +55,10 @@ def export_run(workdir: Path, output: Path, step: str = "best") -> int:
     port.save(merge(graphdef, params), output)
     if jax.process_index() == 0:
         card = report.model_card(
-            name=output.name if output.name != "export" else run["name"] or workdir.name,
-            base_model=run["model"]["checkpoint"] or None,
-            dataset=run["data"]["corpus"],
-            dataset_id=run["data"]["corpus"],
+            name=output.name if output.name != "export" else run_name or workdir.name,
+            base_model=base_model or None,
+            dataset=dataset,
+            dataset_id=dataset,
             config=run,
             rows=rows,
         )

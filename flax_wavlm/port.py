@@ -16,6 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from jax.experimental import multihost_utils
 
 from flax_wavlm.config import WavLMConfig
 from flax_wavlm.errors import UserError
-from flax_wavlm.files import local_copy, read_json_object
+from flax_wavlm.files import exists, is_file, is_folder, local_copy, one_line, read_json_object
 from flax_wavlm.model import Params, WavLMForCTC, merge, split, structure
 
 log = logging.getLogger(__name__)
@@ -263,6 +264,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+SHARD_SUFFIXES = (".safetensors", ".bin")
 
 
 def locate(source: str | Path) -> Path:
@@ -271,7 +273,7 @@ def locate(source: str | Path) -> Path:
     A hub id is downloaded (or found in the cache) by huggingface_hub, which honours HF_HUB_OFFLINE.
     """
     path = local_copy(source, ["*.json", "model*.safetensors"])
-    downloaded = not Path(source).expanduser().exists()
+    downloaded = path != Path(os.path.expanduser(source))
     if downloaded and not any((path / name).exists() for name in WEIGHT_FILES):
         path = local_copy(source, ["*.json", "pytorch_model*.bin"])
     return path
@@ -280,10 +282,13 @@ def locate(source: str | Path) -> Path:
 def open_checkpoint(source: str | Path) -> Checkpoint:
     """Opens a checkpoint of any format (see the module's docstring); weights are read later, one by one."""
     path = locate(source)
-    if path.is_dir():
-        weights = next((path / name for name in WEIGHT_FILES if (path / name).exists()), None)
+    if is_folder(path):
+        weights = next((path / name for name in WEIGHT_FILES if exists(path / name)), None)
         if weights is None:
-            found = ", ".join(sorted(p.name for p in path.iterdir())[:10]) or "nothing"
+            try:
+                found = ", ".join(sorted(os.listdir(path))[:10]) or "nothing"
+            except OSError as error:
+                raise UserError(f"{path}: cannot list it ({error.strerror}); check its permissions") from None
             raise UserError(f"{path}: has none of {', '.join(WEIGHT_FILES)}; found {found}")
         config_path = path / "config.json"
         config = WavLMConfig.from_hf(config_path)  # first: another architecture is named before its tensors
@@ -293,17 +298,19 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     else:
         content = _load_pickle(path)
         if "cfg" in content and "model" in content:
-            config, do_normalize = _config_of_microsoft(path, content["cfg"])
+            with _naming(path):
+                config, do_normalize = _config_of_microsoft(path, content["cfg"])
             return _checkpoint(
                 path, "Microsoft .pt", config, do_normalize, _torch_tensors(path, content["model"])
             )
         raw = _torch_tensors(path, content.get("state_dict", content))
     kind = "torchaudio state dict" if any("in_proj_weight" in name for name in raw) else "state dict"
     beside = path.parent / "config.json"
-    if beside.exists():
+    if exists(beside):
         return _checkpoint(path, kind, WavLMConfig.from_hf(beside), None, raw)
     checkpoint = _checkpoint(path, kind, WavLMConfig(), None, raw)
-    config = _infer_config(checkpoint)
+    with _naming(path):
+        config = _infer_config(checkpoint)
     log.warning("%s: no config.json beside it; the configuration was inferred from the tensors", path)
     return Checkpoint(checkpoint.source, kind, config, None, checkpoint.tensors)
 
@@ -319,12 +326,30 @@ def _checkpoint(
                 raise UserError(
                     f"{path}: holds {name} twice, as {tensors[name].spelled} and as {spelled}; remove one"
                 )
-            tensors[name] = tensor if len(names) == 1 else _third(tensor, i)
+            tensors[name] = tensor if len(names) == 1 else _third(path, tensor, i)
     return Checkpoint(str(path), kind, config, do_normalize, tensors)
 
 
-def _third(tensor: Tensor, index: int) -> Tensor:
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """WavLMConfig's errors, with the file that its values were found in."""
+    try:
+        yield
+    except UserError as error:
+        if not str(error).startswith("config: "):
+            raise
+        raise UserError(
+            f"{path}: no configuration of a WavLM: {str(error).removeprefix('config: ')}"
+        ) from None
+
+
+def _third(path: Path, tensor: Tensor, index: int) -> Tensor:
     """One of query, key and value in torchaudio's joint projection."""
+    if not tensor.shape or tensor.shape[0] % 3:
+        raise UserError(
+            f"{path}: {tensor.spelled} is {list(tensor.shape)}, expected query, key and value joined along "
+            "the first axis; download it again"
+        )
     rows = tensor.shape[0] // 3
     return Tensor(
         tensor.spelled,
@@ -339,14 +364,25 @@ def _open_weights(path: Path) -> dict[str, Tensor]:
         index = read_json_object(path, "an index of weight files").get("weight_map")
         if not isinstance(index, dict) or not index:
             raise UserError(f"{path}: has no weight_map; download the checkpoint again")
+        for name in index.values():
+            # No way out of the folder. What a file there links to is its owner's business: the hub's cache
+            # consists of links.
+            if not isinstance(name, str) or Path(name).name != name or not name.endswith(SHARD_SUFFIXES):
+                raise UserError(
+                    f"{path}: names the shard {name!r}, expected a file of the same folder, "
+                    f"{' or '.join(SHARD_SUFFIXES)}"
+                )
         tensors: dict[str, Tensor] = {}
         for name in sorted(set(index.values())):
-            if not isinstance(name, str) or Path(name).name != name:
-                raise UserError(f"{path}: names the shard {name!r}, expected a file of the same folder")
             shard = path.parent / name
-            if not shard.exists():
+            if not is_file(shard):
                 raise UserError(f"{shard}: no such file, but {path.name} names it; download it again")
-            tensors.update(_open_weights(shard))
+            found = _open_weights(shard)
+            if twice := sorted(found.keys() & tensors):
+                raise UserError(
+                    f"{shard}: holds {twice[0]}, which another shard holds too; download it again"
+                )
+            tensors.update(found)
         missing = sorted(set(index) - set(tensors))
         if missing:
             raise UserError(
@@ -362,15 +398,31 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        path.open("rb").close()  # safetensors says of every such failure that there is no file
         file = safe_open(path, framework="numpy")
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError) as error:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except SafetensorError as error:
         raise UserError(
-            f"{path}: not a whole safetensors file ({error}); download or copy it again"
+            f"{path}: not a whole safetensors file ({one_line(error)}); download or copy it again"
         ) from None
+    _check_types(
+        path, {name: part.get_dtype() for name, part in parts.items()}, ("F32", "F16", "BF16", "F64")
+    )
     return {
-        name: Tensor(name, shape, functools.partial(file.get_tensor, name)) for name, shape in shapes.items()
+        name: Tensor(name, tuple(part.get_shape()), functools.partial(file.get_tensor, name))
+        for name, part in parts.items()
     }
+
+
+def _check_types(path: Path, types: Mapping[str, str], floats: tuple[str, ...]) -> None:
+    """UserError for integers and the like: quantised weights say nothing without their scales."""
+    if wrong := [name for name, kind in types.items() if kind not in floats]:
+        raise UserError(
+            f"{path}: {', '.join(wrong[:10])}: of type {types[wrong[0]]}, expected one of "
+            f"{', '.join(floats)}; a quantised checkpoint cannot be used, take the one that it was made from"
+        )
 
 
 def _load_pickle(path: Path) -> dict[str, Any]:
@@ -387,10 +439,9 @@ def _load_pickle(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception as error:  # torch raises half a dozen types for damaged or unsafe files
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"{path}: not a checkpoint that can be loaded safely ({type(error).__name__}: {reason}). "
-            "It is damaged, or it holds more than tensors"
+            f"{path}: not a checkpoint that can be loaded safely ({type(error).__name__}: "
+            f"{one_line(error)}). It is damaged, or it holds more than tensors"
         ) from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a dict of tensors")
@@ -400,9 +451,20 @@ def _load_pickle(path: Path) -> dict[str, Any]:
 def _torch_tensors(path: Path, content: Any) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{path}: holds no dict of tensors")
-    wrong = [str(name) for name, value in content.items() if not hasattr(value, "detach")]
+    import torch
+
+    wrong = [
+        str(name)
+        for name, value in content.items()
+        if not (isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided)
+    ]
     if wrong:
-        raise UserError(f"{path}: expected tensors only, found other values under {', '.join(wrong[:10])}")
+        raise UserError(
+            f"{path}: expected named, dense tensors only, found something else under {', '.join(wrong[:10])}"
+        )
+    floats = ("float32", "float16", "bfloat16", "float64")
+    types = {name: str(value.dtype).removeprefix("torch.") for name, value in content.items()}
+    _check_types(path, types, floats)
     return {
         name: Tensor(name, tuple(value.shape), functools.partial(_torch_to_numpy, value))
         for name, value in content.items()
@@ -426,7 +488,7 @@ def _config_of_microsoft(path: Path, cfg: Any) -> tuple[WavLMConfig, bool]:
         conv = [
             tuple(int(n) for n in dims)
             for *dims, times in re.findall(r"\((\d+),\s*(\d+),\s*(\d+)\)\]?\s*(?:\*\s*(\d+))?", layers)
-            for _ in range(int(times or 1))
+            for _ in range(min(int(times or 1), 100))
         ]
         large = cfg["extractor_mode"] == "layer_norm"
         config = WavLMConfig(
@@ -453,6 +515,8 @@ def _config_of_microsoft(path: Path, cfg: Any) -> tuple[WavLMConfig, bool]:
             if not cfg[name]:
                 raise UserError(f"{path}: cfg[{name!r}] is false; only WavLM, which has it, can be loaded")
         return config, bool(cfg["normalize"])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{path}: 'cfg' holds a value of another kind ({one_line(error)})") from None
     except KeyError as error:
         raise UserError(f"{path}: 'cfg' lacks {error}; expected the cfg of Microsoft's WavLM") from None
 
@@ -470,13 +534,19 @@ _RELEASED_REGULARISATION: dict[str, Any] = {
 def _infer_config(checkpoint: Checkpoint) -> WavLMConfig:
     """The configuration that the tensors' shapes imply; strides and distances are the released models'."""
 
-    def shape(name: str) -> tuple[int, ...]:
+    def shape(name: str, rank: int) -> tuple[int, ...]:
         if name not in checkpoint.tensors:
             raise UserError(
                 f"{checkpoint.source}: has no config.json beside it and no tensor {name}, so it is no state "
                 "dict of a WavLM that is known here"
             )
-        return checkpoint.tensors[name].shape
+        found = checkpoint.tensors[name].shape
+        if len(found) != rank or 0 in found:
+            raise UserError(
+                f"{checkpoint.source}: {name} is {list(found)}, expected {rank} axes; it is no state dict of "
+                "a WavLM that is known here"
+            )
+        return found
 
     def count(pattern: str) -> int:
         return len({m[1] for name in checkpoint.tensors if (m := re.match(pattern, name))})
@@ -487,17 +557,17 @@ def _infer_config(checkpoint: Checkpoint) -> WavLMConfig:
             f"{checkpoint.source}: {convs} convolutions; their strides cannot be told from the tensors. "
             "Put its config.json beside it"
         )
-    conv_shapes = [shape(f"wavlm.feature_extractor.conv_layers.{i}.conv.weight") for i in range(convs)]
+    conv_shapes = [shape(f"wavlm.feature_extractor.conv_layers.{i}.conv.weight", 3) for i in range(convs)]
     large = "wavlm.feature_extractor.conv_layers.1.layer_norm.weight" in checkpoint.tensors
     first = "wavlm.encoder.layers.0"
-    direction = shape("wavlm.encoder.pos_conv_embed.conv.parametrizations.weight.original1")
-    buckets, heads = shape(f"{first}.attention.rel_attn_embed.weight")
+    direction = shape("wavlm.encoder.pos_conv_embed.conv.parametrizations.weight.original1", 3)
+    buckets, heads = shape(f"{first}.attention.rel_attn_embed.weight", 2)
     return WavLMConfig(
-        vocab_size=shape(HEAD[0])[0] if HEAD[0] in checkpoint.tensors else 32,
+        vocab_size=shape(HEAD[0], 2)[0] if HEAD[0] in checkpoint.tensors else 32,
         hidden_size=direction[0],
         num_hidden_layers=count(r"wavlm\.encoder\.layers\.(\d+)\.final_layer_norm\.weight"),
         num_attention_heads=heads,
-        intermediate_size=shape(f"{first}.feed_forward.intermediate_dense.weight")[0],
+        intermediate_size=shape(f"{first}.feed_forward.intermediate_dense.weight", 2)[0],
         feat_extract_norm="layer" if large else "group",
         conv_dim=tuple(s[0] for s in conv_shapes),
         conv_kernel=tuple(s[2] for s in conv_shapes),
@@ -569,7 +639,13 @@ def load(
         else:
             array = np.empty(leaf.shape, np.float32)
             for entry in parts[path]:
-                array[entry.index] = entry.layout.to_ours(checkpoint.tensors[entry.name].read())
+                values = checkpoint.tensors[entry.name].read()
+                array[entry.index] = entry.layout.to_ours(values)
+                if not np.isfinite(array[entry.index]).all():
+                    raise UserError(
+                        f"{checkpoint.source}: {entry.name} holds NaN or Inf, expected finite weights; the "
+                        "file is damaged, or training went wrong before it was saved"
+                    )
         node = loaded
         for key in path[:-1]:
             node = node.setdefault(key, {})
@@ -647,6 +723,7 @@ def save(model: WavLMForCTC, folder: Path) -> None:
     The weights file is whole or absent: it is written beside its place and renamed. In a run of several
     processes all must call; the first one writes.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     tensors = hf_tensors(model.config, split(model)[1])
@@ -662,8 +739,9 @@ def save(model: WavLMForCTC, folder: Path) -> None:
             config.write_text(json.dumps(model.config.to_hf(), indent=2) + "\n")
             for path in (config, weights):
                 os.replace(path, folder / path.name)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise UserError(f"{folder}: cannot be written: {reason}; give another folder") from None
 
 
 # The other files of a checkpoint's folder that say how to use it.
@@ -678,11 +756,15 @@ SIDE_FILES = (
 
 
 def copy_side_files(source: Path, folder: Path) -> list[str]:
-    """Copies tokenizer and preprocessor files that lie with a checkpoint; returns their names."""
+    """Copies tokenizer and preprocessor files that lie with a checkpoint; returns their names.
+
+    UserError for one that is no JSON object: it is damaged, or a link to something that is not to be copied.
+    """
     origin = source if source.is_dir() else source.parent
     found = [name for name in SIDE_FILES if (origin / name).exists()]
     if origin.resolve() != folder.resolve():
         for name in found:
+            read_json_object(origin / name, "a file of a tokenizer or preprocessor")
             shutil.copyfile(origin / name, folder / name)
     return found
 

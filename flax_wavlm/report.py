@@ -39,6 +39,8 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
             raise UserError(f"{path}, line {number}: not JSON: {error}") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
+        if type(row.get("step")) is not int:
+            raise UserError(f"{path}, line {number}: step is {row.get('step')!r}, expected a whole number")
         rows.append(row)
     return rows
 

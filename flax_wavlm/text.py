@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flax_wavlm.errors import UserError
-from flax_wavlm.files import local_copy, read_json_object
+from flax_wavlm.files import exists, is_folder, local_copy, one_line, read_json_object
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2CTCTokenizer
@@ -132,12 +132,15 @@ class CTCTokenizer:
                     f"{folder / 'vocab.json'}: token {token!r} has the id {str(id)[:80]}, expected a whole "
                     "number from 0. Vocabularies nested by language are not supported: keep one language's."
                 )
+        for name in _TOKENIZER_FILES[1:]:
+            if exists(folder / name):
+                read_json_object(folder / name, "a tokenizer's settings")
         try:
-            tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(str(folder))
+            tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(str(folder), local_files_only=True)
         except Exception as error:  # its files can be wrong in as many ways as transformers has exceptions
             raise UserError(
-                f"{folder}: transformers cannot load the tokenizer: {error}. Expected vocab.json and "
-                f"tokenizer_config.json as Wav2Vec2CTCTokenizer.save_pretrained writes them."
+                f"{folder}: transformers cannot load the tokenizer: {one_line(error)}. Expected vocab.json "
+                f"and tokenizer_config.json as Wav2Vec2CTCTokenizer.save_pretrained writes them."
             ) from error
         return cls(tokenizer, source=str(folder))
 
@@ -182,6 +185,11 @@ class CTCTokenizer:
         known = self._tokenizer.encoder
         return {c for c in set(text) if any(t not in known for t in self._tokenizer.tokenize(c))}
 
+    def unknown_share(self, text: str) -> float:
+        """Which part of a normalised text's characters, spaces apart, the vocabulary lacks: 0 to 1."""
+        unknown, characters = self.unknown_characters(text), text.replace(" ", "")
+        return sum(c in unknown for c in characters) / max(1, len(characters))
+
     def save(self, folder: str | Path) -> None:
         """Writes vocab.json, tokenizer_config.json and added_tokens.json, which AutoTokenizer loads."""
         self._tokenizer.save_pretrained(str(folder))
@@ -208,7 +216,7 @@ class Preprocessor:
         """
         folder = _local_folder(folder_or_hub_id, _PREPROCESSOR_FILES)
         file = folder / "preprocessor_config.json"
-        if not file.exists() and (folder / "processor_config.json").exists():
+        if not exists(file) and exists(folder / "processor_config.json"):
             file = folder / "processor_config.json"
             fields = read_json_object(file, "a feature extractor's settings").get("feature_extractor")
             if not isinstance(fields, dict):
@@ -271,6 +279,6 @@ class Preprocessor:
 
 def _local_folder(folder_or_hub_id: str | Path, files: list[str]) -> Path:
     folder = local_copy(folder_or_hub_id, files)
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"{folder}: is not a folder; expected the folder of a checkpoint, or a hub id")
     return folder

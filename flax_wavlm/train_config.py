@@ -130,12 +130,14 @@ class TrainConfig:
 
         def require(holds: bool, name: str, expected: str) -> None:
             if not holds:
-                raise UserError(f"--config.{name} is {lookup(self, name)!r}, expected {expected}")
+                raise UserError(f"--config.{name} is {repr(lookup(self, name))[:200]}, expected {expected}")
 
         _check_types(self)
         for name, value in flatten(self).items():
             if isinstance(value, float):
                 require(math.isfinite(value), name, "a finite number")
+            elif isinstance(value, int):
+                require(abs(value) < 2**31, name, "a number below 2^31")
         near = difflib.get_close_matches(self.data.corpus, CORPORA, n=1)
         require(
             self.data.corpus in CORPORA,
@@ -184,14 +186,20 @@ class TrainConfig:
 
 
 def _check_types(config: Any, prefix: str = "") -> None:
-    """UserError for a value of another type than its field's: a config file can set anything."""
+    """UserError for a field that there is not, or a value of another type: a config file can set anything."""
+    names = [part.name for part in dataclasses.fields(config)]
+    for name in vars(config):
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+            raise UserError(f"--config.{prefix}{name}: there is no such field{hint}")
     for part in dataclasses.fields(config):
         name, value, wanted = f"{prefix}{part.name}", getattr(config, part.name), part.type
         allowed = get_args(wanted) if isinstance(wanted, UnionType) else (wanted,)
         classes = [get_origin(kind) or kind for kind in allowed]
         if type(value) not in classes and not (type(value) is int and float in classes):  # a bool is no int
             spelled = wanted.__name__ if isinstance(wanted, type) else wanted
-            raise UserError(f"--config.{name} is {value!r}, expected {spelled}")
+            raise UserError(f"--config.{name} is {repr(value)[:200]}, expected {spelled}")
         if dataclasses.is_dataclass(value) and not isinstance(value, WavLMConfig):  # that checks itself
             _check_types(value, f"{name}.")
 

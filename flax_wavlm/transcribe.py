@@ -23,6 +23,7 @@ from flax_wavlm.config import WavLMConfig
 from flax_wavlm.corpora import Skipped, Utterance
 from flax_wavlm.errors import UserError
 from flax_wavlm.evaluate import Evaluation, ahead, evaluate, make_eval_step
+from flax_wavlm.files import exists
 from flax_wavlm.model import Params, merge, split, structure
 from flax_wavlm.text import CTCTokenizer, Preprocessor
 
@@ -72,7 +73,7 @@ class Recogniser:
                 "first (scripts/train_flax.py --config.model.checkpoint=...) and give the run's export folder"
             )
         folder = checkpoint.folder
-        if not (folder / "vocab.json").exists():
+        if not exists(folder / "vocab.json"):
             raise UserError(
                 f"{folder}: has no vocab.json, expected one that says what the "
                 f"{checkpoint.config.vocab_size} outputs of the CTC head mean. Copy the tokenizer's files of "
@@ -143,6 +144,8 @@ class Recogniser:
         `max_seconds`: a longer file is an error. Memory grows with the square of the longest clip in a batch.
         """
         sharding.check_batch_size("batch_size", batch_size, self.mesh)  # before much is read
+        if not max_seconds > 0:  # or NaN, which no clip would be longer than
+            raise UserError(f"max_seconds is {max_seconds}, expected above 0")
 
         def read(file: Path) -> np.ndarray | UserError:
             try:

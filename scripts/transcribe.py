@@ -15,7 +15,7 @@ from flax_wavlm.errors import UserError
 MODEL = flags.DEFINE_string("model", None, "Fine-tuned checkpoint: a folder or a hub id.", required=True)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Clips at a time, a multiple of the devices.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of matrix products.")
-MAX_SECONDS = flags.DEFINE_float("max_seconds", 60.0, "A longer file is an error.", lower_bound=0.0)
+MAX_SECONDS = flags.DEFINE_float("max_seconds", 60.0, "A longer file is an error.")
 
 
 def main(files: list[str]) -> None:
