@@ -35,8 +35,8 @@ def export_run(workdir: Path, output: Path, step: str = "best") -> int:
         run_name, base_model, dataset = run["name"], run["model"]["checkpoint"], run["data"]["corpus"]
     except (KeyError, TypeError):
         raise UserError(
-            f"{workdir / 'config.json'}: lacks name, model.checkpoint or data.corpus; expected the configuration "
-            "that the run wrote. Start the run's command again to have it restored"
+            f"{workdir / 'config.json'}: lacks name, model.checkpoint or data.corpus; expected the "
+            "configuration that the run wrote. Start the run's command again to have it restored"
         ) from None
     config = WavLMConfig.from_hf(workdir / "processor" / "config.json")
     rows = report.read_metrics(workdir / "metrics.jsonl")

@@ -17,7 +17,6 @@ from runs import (
     TRAIN_CLIPS,
     Trainer,
     assert_same_run,
-    final_state,
     free_port,
     metrics,
     start_processes,
