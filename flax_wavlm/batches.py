@@ -9,7 +9,9 @@ all compute the same one; the only state to checkpoint is the number of the next
 
 A batch is a dict of NumPy arrays:
 
-    input_values    float32 [b, N]   preprocessed clip by clip, then padded with zeros
+    samples         [b, N]           int16 where all clips of the set are, else float32; padded with zeros
+    mean            float32 [b]      what the device takes off each row at full scale, and
+    scale           float32 [b]      what it multiplies the rest by: `text.input_values`
     lengths         int32 [b]        real samples of each row
     labels          int32 [b, L]     character ids, padded with zeros
     label_lengths   int32 [b]        real labels of each row
@@ -31,16 +33,17 @@ from typing import NamedTuple
 
 import grain
 import numpy as np
+import soundfile
 
 from flax_wavlm.audio import SAMPLE_RATE, read_audio
+from flax_wavlm.cache import cached, file_identity
 from flax_wavlm.corpora import Skipped, Utterance
 from flax_wavlm.errors import UserError
-from flax_wavlm.text import CTCTokenizer
+from flax_wavlm.text import CTCTokenizer, full_scale, mean_and_scale
 
 log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
-Preprocess = Callable[[np.ndarray], np.ndarray]  # samples [N] -> float32 [N]
 
 FILLER = -1  # stands where a clip's index would
 
@@ -58,6 +61,10 @@ class Clip:
     text: str  # the normalised reference
     speaker: str
 
+    @functools.cached_property
+    def mean_and_scale(self) -> tuple[np.float32, np.float32]:
+        return mean_and_scale(self.samples)
+
 
 def min_ctc_frames(labels: np.ndarray) -> int:
     """Fewest frames in which CTC can say `labels` [L]: equal neighbours need a blank between them."""
@@ -65,13 +72,15 @@ def min_ctc_frames(labels: np.ndarray) -> int:
 
 
 def decode_clips(
-    utterances: Iterable[Utterance],
+    utterances: Sequence[Utterance],
     tokenizer: CTCTokenizer,
     *,
     frame_count: Callable[[int], int],
     max_seconds: float | None = None,
     drop_infeasible: bool = True,
     threads: int | None = None,
+    cache: Path | None = None,
+    name: str = "clips",
 ) -> tuple[list[Clip], list[Skipped]]:
     """Decode every utterance once, in parallel; keep the order.
 
@@ -81,12 +90,14 @@ def decode_clips(
         drop_infeasible: skip clips whose labels do not fit their frames. For training. An evaluation
             keeps them: their text is scored like any other, and the loss masks them.
         threads: None = what `ThreadPoolExecutor` chooses.
+        cache: the folder to keep decoded audio in, see `decode_audio`; None = in memory.
+        name: what messages call the utterances.
 
     Returns the clips, and each clip that cannot be used with its reason, "kind: details".
     """
     max_samples = math.inf if max_seconds is None else max_seconds * SAMPLE_RATE
 
-    def decode(utterance: Utterance) -> Clip | Skipped:
+    def judge(utterance: Utterance, samples: np.ndarray | UserError) -> Clip | Skipped:
         text = tokenizer.normalise(utterance.text)
         if not text:
             return Skipped(utterance.id, f"no text after normalisation: {utterance.text!r}")
@@ -94,13 +105,8 @@ def decode_clips(
             labels = np.asarray(tokenizer.encode(text), np.int32)
         except UserError as error:
             return Skipped(utterance.id, f"unusable text: {error}")
-        try:
-            if isinstance(utterance.audio, Path):
-                samples = read_audio(utterance.audio)
-            else:
-                samples = read_audio(utterance.audio(), utterance.id)
-        except UserError as error:
-            return Skipped(utterance.id, f"unreadable audio: {error}")
+        if isinstance(samples, UserError):
+            return Skipped(utterance.id, f"unreadable audio: {samples}")
         if len(samples) >= max_samples:
             seconds = len(samples) / SAMPLE_RATE
             return Skipped(utterance.id, f"too long: {seconds:.2f} s, must be under {max_seconds:g} s")
@@ -112,11 +118,52 @@ def decode_clips(
             return Skipped(utterance.id, f"labels longer than frames: {needed} frames needed, {frames} there")
         return Clip(utterance.id, samples, labels, text, utterance.speaker)
 
-    with ThreadPoolExecutor(threads) as pool:
-        decoded = list(pool.map(decode, utterances))
-    clips = [clip for clip in decoded if isinstance(clip, Clip)]
-    skipped = [clip for clip in decoded if isinstance(clip, Skipped)]
+    audio = decode_audio(utterances, threads=threads, cache=cache, name=name)
+    judged = [judge(utterance, samples) for utterance, samples in zip(utterances, audio, strict=True)]
+    clips = [clip for clip in judged if isinstance(clip, Clip)]
+    skipped = [clip for clip in judged if isinstance(clip, Skipped)]
     return clips, skipped
+
+
+def decode_audio(
+    utterances: Sequence[Utterance], *, threads: int | None, cache: Path | None, name: str
+) -> Iterable[np.ndarray | UserError]:
+    """Each utterance's samples as `read_audio` gives them, or the reason why there are none, in order.
+
+    With a `cache`, samples are kept there in the type that they have (int16, or float32 where the file is not
+    16-bit PCM at 16 kHz), under a name that changes with any file's name, size or time of change. Whatever
+    could not be read is tried again every time. Utterances whose audio is not a file (a data set of the hub)
+    are not cached: nothing tells reliably that they are the same ones.
+    """
+
+    def decode(utterance: Utterance) -> np.ndarray | UserError:
+        try:
+            if isinstance(utterance.audio, Path):
+                return read_audio(utterance.audio)
+            return read_audio(utterance.audio(), utterance.id)
+        except UserError as error:
+            return error
+
+    def decode_all() -> Iterator[np.ndarray | UserError]:
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(decode, utterances)
+
+    if cache is None:
+        return decode_all()
+    files = [utterance.audio for utterance in utterances if isinstance(utterance.audio, Path)]
+    if len(files) < len(utterances):
+        log.info("%s: decoded in memory, since its audio is not in files of its own", name)
+        return decode_all()
+    kept = cached(
+        cache,
+        name,
+        ["read_audio", SAMPLE_RATE, soundfile.__libsndfile_version__, *map(file_identity, files)],
+        lambda: (None if isinstance(samples, UserError) else samples for samples in decode_all()),
+    )
+    return (
+        decode(utterance) if samples is None else samples
+        for utterance, samples in zip(utterances, kept, strict=True)
+    )
 
 
 def usable_clips(
@@ -127,6 +174,7 @@ def usable_clips(
     frame_count: Callable[[int], int],
     max_seconds: float | None = None,
     drop_infeasible: bool = True,
+    cache: Path | None = None,
 ) -> tuple[list[Clip], list[Skipped]]:
     """`decode_clips` of a split called `name`, with what was skipped and why in the log.
 
@@ -138,6 +186,8 @@ def usable_clips(
         frame_count=frame_count,
         max_seconds=max_seconds,
         drop_infeasible=drop_infeasible,
+        cache=cache,
+        name=name,
     )
     hours = sum(len(clip.samples) for clip in clips) / SAMPLE_RATE / 3600
     log.info("%s: %d clips, %.2f hours", name, len(clips), hours)
@@ -277,22 +327,38 @@ def _label_width(clips: Sequence[Clip]) -> int:
     return -(-max(1, *(len(clip.labels) for clip in clips)) // 8) * 8
 
 
-def _collate(
-    clips: Sequence[Clip], rows: np.ndarray, samples: int, labels: int, preprocess: Preprocess
-) -> Batch:
-    """The arrays of `rows` [b], padded to N = samples and L = labels."""
+def _sample_type(clips: Sequence[Clip]) -> type[np.generic]:
+    """One type for the whole data set, for the same reason."""
+    return np.int16 if all(clip.samples.dtype == np.int16 for clip in clips) else np.float32
+
+
+class _Shape(NamedTuple):
+    """What every batch of a data set has in common."""
+
+    labels: int
+    sample_type: type[np.generic]
+    do_normalize: bool
+
+
+def _collate(clips: Sequence[Clip], rows: np.ndarray, samples: int, shape: _Shape) -> Batch:
+    """The arrays of `rows` [b], padded to N = samples."""
     batch = {
-        "input_values": np.zeros((len(rows), samples), np.float32),
+        "samples": np.zeros((len(rows), samples), shape.sample_type),
+        "mean": np.zeros(len(rows), np.float32),
+        "scale": np.ones(len(rows), np.float32),
         "lengths": np.full(len(rows), samples, np.int32),
-        "labels": np.zeros((len(rows), labels), np.int32),
+        "labels": np.zeros((len(rows), shape.labels), np.int32),
         "label_lengths": np.zeros(len(rows), np.int32),
         "valid": rows != FILLER,
         "clip": rows.astype(np.int32),
     }
     for row in np.flatnonzero(batch["valid"]):
         clip = clips[rows[row]]
-        batch["input_values"][row, : len(clip.samples)] = preprocess(clip.samples)
-        batch["lengths"][row] = len(clip.samples)
+        heard = clip.samples if shape.sample_type is np.int16 else full_scale(clip.samples)
+        batch["samples"][row, : len(heard)] = heard
+        if shape.do_normalize:
+            batch["mean"][row], batch["scale"][row] = clip.mean_and_scale
+        batch["lengths"][row] = len(heard)
         batch["labels"][row, : len(clip.labels)] = clip.labels
         batch["label_lengths"][row] = len(clip.labels)
     return batch
@@ -313,7 +379,7 @@ class Batches:
         buckets: padded lengths in samples, see `choose_buckets`.
         steps: length of the run, any number of epochs.
         seed: 0 or more.
-        preprocess: what the model hears of a clip's samples, `text.Preprocessor`.
+        do_normalize: of the model's `text.Preprocessor`.
     """
 
     def __init__(
@@ -324,7 +390,7 @@ class Batches:
         *,
         steps: int,
         seed: int,
-        preprocess: Preprocess,
+        do_normalize: bool,
         process_index: int = 0,
         process_count: int = 1,
     ):
@@ -336,9 +402,8 @@ class Batches:
         self.batch_size = batch_size
         self.steps = steps
         self.seed = seed
-        self.preprocess = preprocess
         self._own_rows = _own_rows(batch_size, process_index, process_count)
-        self._label_width = _label_width(clips)
+        self._shape = _Shape(_label_width(clips), _sample_type(clips), do_normalize)
         # Two epochs, because prefetching looks over the end of one.
         self.plan = functools.lru_cache(maxsize=2)(self._plan)
 
@@ -358,7 +423,7 @@ class Batches:
         epoch, position = divmod(step, self.steps_per_epoch)
         rows, samples = self.plan(epoch)
         own = rows[position, self._own_rows]
-        return _collate(self.clips, own, int(samples[position]), self._label_width, self.preprocess)
+        return _collate(self.clips, own, int(samples[position]), self._shape)
 
     def clip_ids(self, step: int) -> list[str]:
         """Names of the clips in `step`'s batch, over all processes."""
@@ -388,7 +453,7 @@ def eval_batches(
     batch_size: int,
     buckets: Sequence[int],
     *,
-    preprocess: Preprocess,
+    do_normalize: bool,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
@@ -398,8 +463,5 @@ def eval_batches(
     """
     lengths, own_rows = _lengths(clips), _own_rows(batch_size, process_index, process_count)
     plan = _cut(np.argsort(-lengths, kind="stable"), lengths, batch_size, buckets)
-    labels = _label_width(clips)
-    return (
-        _collate(clips, rows[own_rows], int(samples), labels, preprocess)
-        for rows, samples in zip(*plan, strict=True)
-    )
+    shape = _Shape(_label_width(clips), _sample_type(clips), do_normalize)
+    return (_collate(clips, rows[own_rows], int(samples), shape) for rows, samples in zip(*plan, strict=True))

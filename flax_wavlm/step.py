@@ -14,10 +14,11 @@ from jax.sharding import Mesh
 from flax_wavlm import ctc, sharding
 from flax_wavlm.model import Params, merge
 from flax_wavlm.optim import combine
+from flax_wavlm.text import input_values
 
 Array = jax.Array
 Batch = dict[str, Array]
-"""input_values [B, N] float32, lengths [B], labels [B, S], label_lengths [B] int32, valid [B] bool."""
+"""`text.INPUTS`, labels [B, S], label_lengths [B] int32, valid [B] bool."""
 
 
 class TrainState(NamedTuple):
@@ -61,7 +62,7 @@ def make_train_step(
         params: Params, frozen: Params, batch: Batch, key: Array, scale: Array
     ) -> tuple[Array, Array]:
         model = merge(graphdef, combine(params, frozen))
-        logits, frames = model(batch["input_values"], batch["lengths"], key=key)
+        logits, frames = model(input_values(batch), batch["lengths"], key=key)
         loss, feasible = ctc.ctc_loss(
             logits, frames, batch["labels"], batch["label_lengths"], blank_id=blank_id
         )

@@ -38,14 +38,17 @@ from flax_wavlm.files import read_json_object
 from flax_wavlm.model import Params, WavLMForCTC, split, structure
 from flax_wavlm.optim import adamw, combine, linear_schedule, partition
 from flax_wavlm.step import TrainState, init_state, jit_train_step, make_train_step, zero_totals
-from flax_wavlm.text import CTCTokenizer, Preprocessor, normalise
+from flax_wavlm.text import INPUTS, CTCTokenizer, Preprocessor, normalise
 from flax_wavlm.train_config import DataSettings, TrainConfig, flatten
 
 log = logging.getLogger(__name__)
 
 # Fields that may change between a run and its resumption: they do not change what is computed.
-FREE_TO_CHANGE = ("workdir", "name", "data.threads", "data.prefetch", "data.path", "mesh.data", "mesh.fsdp")
-STEP_INPUTS = ("input_values", "lengths", "labels", "label_lengths", "valid")
+FREE_TO_CHANGE = (
+    *("workdir", "name", "mesh.data", "mesh.fsdp"),
+    *("data.path", "data.cache", "data.threads", "data.prefetch"),
+)
+STEP_INPUTS = (*INPUTS, "labels", "label_lengths", "valid")
 
 
 class TrainResult(NamedTuple):
@@ -77,17 +80,24 @@ def train(config: TrainConfig) -> TrainResult:
     train_speech, test_speech = _load(config.data, "train"), _load(config.data, "test")
     origin = _open_origin(config, [utterance.text for utterance in train_speech + test_speech])
     decode = functools.partial(
-        usable_clips, tokenizer=origin.tokenizer, frame_count=origin.config.frame_count
+        usable_clips,
+        tokenizer=origin.tokenizer,
+        frame_count=origin.config.frame_count,
+        cache=config.cache_folder(),
     )
+    if jax.process_index() > 0:  # let the first process fill the cache
+        multihost_utils.sync_global_devices("cache")
     train_clips, _ = decode(train_speech, name="train", max_seconds=config.data.train_max_seconds or None)
     test_clips, _ = decode(test_speech, name="test", drop_infeasible=False)
+    if jax.process_index() == 0:
+        multihost_utils.sync_global_devices("cache")
     batches = Batches(
         train_clips,
         config.train.batch_size,
         choose_buckets([len(clip.samples) for clip in train_clips], config.data.buckets),
         steps=config.train.steps or config.train.epochs * -(-len(train_clips) // config.train.batch_size),
         seed=config.seed,
-        preprocess=origin.preprocessor,
+        do_normalize=origin.preprocessor.do_normalize,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -142,7 +152,7 @@ def train(config: TrainConfig) -> TrainResult:
             test_clips,
             config.train.eval_batch_size,
             eval_buckets,
-            preprocess=origin.preprocessor,
+            do_normalize=origin.preprocessor.do_normalize,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
@@ -73,6 +74,7 @@ class DataSettings:
     buckets: int = 6  # padded lengths that training batches may have; each compiles once
     threads: int = 2  # that make batches
     prefetch: int = 8  # batches made ahead
+    cache: str = ""  # folder for decoded audio; empty: cache/ beside the workdir; "none": decode every time
 
 
 @dataclass
@@ -175,6 +177,12 @@ class TrainConfig:
         chosen = {k: v for k, v in dataclasses.asdict(self.model.overrides).items() if v is not None}
         how = ("dtype", "matmul_precision", "remat", "unroll")
         return chosen | {name: getattr(self.model, name) for name in how}
+
+    def cache_folder(self) -> Path | None:
+        """Where decoded audio is kept between runs: by default beside the workdir, for all runs there."""
+        if self.data.cache == "none":
+            return None
+        return Path(self.data.cache) if self.data.cache else Path(self.workdir).parent / "cache"
 
     def to_dict(self) -> dict[str, Any]:
         """Nested, for config.json."""

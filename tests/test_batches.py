@@ -2,6 +2,7 @@ import io
 import itertools
 import json
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -22,7 +23,7 @@ from flax_wavlm.batches import (
 )
 from flax_wavlm.corpora import Skipped, Utterance
 from flax_wavlm.errors import UserError
-from flax_wavlm.text import CTCTokenizer, Preprocessor
+from flax_wavlm.text import INPUTS, CTCTokenizer, Preprocessor, input_values
 
 NORMALISE = Preprocessor(do_normalize=True, return_attention_mask=True)
 SECOND = 16_000
@@ -56,7 +57,7 @@ def make_batches(lengths, batch_size, *, steps=1000, seed=7, n_buckets=3, **kwar
         choose_buckets(lengths, n_buckets),
         steps=steps,
         seed=seed,
-        preprocess=NORMALISE,
+        do_normalize=True,
         **kwargs,
     )
 
@@ -293,9 +294,12 @@ def test_rows_are_what_the_model_expects():
     seen = []
     for step in range(3):
         batch = batches[step]
-        b, samples = batch["input_values"].shape
+        b, samples = batch["samples"].shape
+        heard = np.asarray(jax.jit(input_values)({name: batch[name] for name in INPUTS}))
         assert {key: (value.dtype, value.shape) for key, value in batch.items()} == {
-            "input_values": (np.float32, (2, samples)),
+            "samples": (np.int16, (2, samples)),
+            "mean": (np.float32, (2,)),
+            "scale": (np.float32, (2,)),
             "lengths": (np.int32, (2,)),
             "labels": (np.int32, (2, 8)),
             "label_lengths": (np.int32, (2,)),
@@ -309,10 +313,10 @@ def test_rows_are_what_the_model_expects():
                 assert index == FILLER
                 assert batch["lengths"][row] == samples
                 assert batch["label_lengths"][row] == 0
-                assert not batch["input_values"][row].any()
+                assert not heard[row].any()
                 assert not batch["labels"][row].any()
                 continue
-            clip, audio = batches.clips[index], batch["input_values"][row]
+            clip, audio = batches.clips[index], heard[row]
             seen.append(clip.id)
             assert batch["lengths"][row] == len(clip.samples)
             np.testing.assert_array_equal(audio[: len(clip.samples)], NORMALISE(clip.samples))
@@ -383,7 +387,7 @@ def test_what_cannot_be_batched(change, message):
             [1280],
             steps=1,
             seed=case["seed"],
-            preprocess=NORMALISE,
+            do_normalize=True,
             process_count=case["process_count"],
         )
 
@@ -442,14 +446,14 @@ def test_iterator_refuses_a_step_outside_the_run():
 def test_evaluation_has_every_clip_once_longest_first(case, count):
     lengths, size = case["lengths"], case["batch_size"] * count
     clips, buckets = make_clips(lengths), choose_buckets(lengths, case["n_buckets"])
-    whole = list(eval_batches(clips, size, buckets, preprocess=NORMALISE))
+    whole = list(eval_batches(clips, size, buckets, do_normalize=True))
     rows = np.concatenate([batch["clip"] for batch in whole])
     order = rows[: len(lengths)]
     assert (rows[len(lengths) :] == FILLER).all()  # filler rows at the very end
     assert sorted(order) == list(range(len(lengths)))
     assert (np.diff([lengths[i] for i in order]) <= 0).all()
     parts = [
-        list(eval_batches(clips, size, buckets, preprocess=NORMALISE, process_index=i, process_count=count))
+        list(eval_batches(clips, size, buckets, do_normalize=True, process_index=i, process_count=count))
         for i in range(count)
     ]
     for batch, *shares in zip(whole, *parts, strict=True):
@@ -458,7 +462,7 @@ def test_evaluation_has_every_clip_once_longest_first(case, count):
 
 def test_evaluation_complains_when_called_and_not_when_iterated():
     with pytest.raises(UserError, match="cannot be shared"):
-        eval_batches(make_clips([1000]), 3, [1280], preprocess=NORMALISE, process_count=2)
+        eval_batches(make_clips([1000]), 3, [1280], do_normalize=True, process_count=2)
 
 
 def test_data_files_are_read_once(tokenizer):
@@ -469,6 +473,6 @@ def test_data_files_are_read_once(tokenizer):
         return wav(tone(8000))
 
     clips, _ = decode_clips([Utterance("a", audio, "a", "s", None)], tokenizer, frame_count=frame_count)
-    batches = Batches(clips, 1, [8000], steps=5, seed=0, preprocess=NORMALISE)
+    batches = Batches(clips, 1, [8000], steps=5, seed=0, do_normalize=True)
     assert len(list(batches)) == 5
     assert len(reads) == 1
