@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -222,42 +222,64 @@ def describe_skipped(skipped: Sequence[Skipped], examples: int = 3) -> str:
 
 
 def choose_buckets(
-    lengths: Sequence[int] | np.ndarray, n_buckets: int, *, multiple: int = 320
+    lengths: Sequence[int] | np.ndarray,
+    n_buckets: int,
+    *,
+    batch_size: int = 1,
+    min_batches: int = 1,
+    multiple: int = 320,
+    frame_count: Callable[[Any], Any] | None = None,
 ) -> tuple[int, ...]:
     """The padded lengths, at most `n_buckets`, that pad clips of these lengths [n] least. Ascending.
 
-    Every bucket is a multiple of `multiple` samples (320 = one frame of WavLM's conv stem), and the last
-    one holds the longest clip. Exact: dynamic programming over the m distinct rounded lengths, in
+    Least over all ways to put the clips into full batches. Of those k must have an N that holds clip number
+    (k - 1) batch_size + 1 of the longest, since so many clips do not fit fewer; clips sorted and cut have no
+    more than that. So only those lengths count, and dynamic programming over the m distinct ones is exact, in
     O(n log n + n_buckets m^2).
+
+    Args:
+        batch_size: of the batches, all full but for one.
+        min_batches: in a bucket; clips that share a bucket of one batch would meet in every epoch. Fewer
+            where else there would not be enough batches for all buckets.
+        multiple: of which every bucket is one, in samples: a frame of WavLM's conv stem.
+        frame_count: the model's, for arrays; where given, every bucket has an even number of frames, which
+            cuDNN's attention asks for. That adds a frame to every other bucket.
     """
     if len(lengths) == 0:
         raise UserError("no clips to choose bucket lengths for")
     if n_buckets < 1:
         raise UserError(f"at least one bucket is needed, got {n_buckets}")
-    rounded = -(-np.asarray(lengths, np.int64) // multiple) * multiple
-    sizes, counts = np.unique(rounded, return_counts=True)  # [m]
-    below = np.concatenate([[0], np.cumsum(counts)])  # [m + 1], clips in the first i sizes
+    longest = np.sort(np.asarray(lengths, np.int64))[::-1][::batch_size]  # of each batch, [S]
+    rounded = -(-longest // multiple) * multiple
+    if frame_count is not None:
+        rounded += multiple * (frame_count(rounded) % 2)
+    sizes, batches = np.unique(rounded, return_counts=True)  # [m]
+    below = np.concatenate([[0], np.cumsum(batches)])  # [m + 1], batches in the first i sizes
     m = len(sizes)
+    min_batches = max(1, min(min_batches, len(longest) // n_buckets))
 
-    # cost[j]: fewest padded samples that hold the first j sizes in the buckets so far. Doubles are exact
-    # here: 2**53 samples are 18,000 years.
+    # cost[j]: fewest padded samples, over the batch size, that hold the first j sizes in the buckets so far.
+    # Doubles are exact here: 2**53 samples are 18,000 years.
     cost = np.full(m + 1, np.inf)
     cost[0] = 0
     splits = []
     for _ in range(min(n_buckets, m)):
-        longer, split = np.full(m + 1, np.inf), np.zeros(m + 1, np.int64)
+        lower, split = cost.copy(), np.arange(m + 1)  # an empty bucket
         for j in range(1, m + 1):  # the new bucket holds sizes i ... j - 1, padded to the last of them
-            totals = cost[:j] + sizes[j - 1] * (below[j] - below[:j])
-            split[j] = np.argmin(totals)
-            longer[j] = totals[split[j]]
-        cost = longer
+            held = below[j] - below[:j]
+            totals = np.where(held >= min_batches, cost[:j] + sizes[j - 1] * held, np.inf)
+            if totals.min() < lower[j]:
+                split[j] = np.argmin(totals)
+                lower[j] = totals[split[j]]
+        cost = lower
         splits.append(split)
 
-    buckets, j = [], m
+    buckets, j = set(), m
     for split in reversed(splits):
-        buckets.append(int(sizes[j - 1]))
-        j = split[j]
-    return tuple(reversed(buckets))
+        if split[j] < j:
+            buckets.add(int(sizes[j - 1]))
+            j = split[j]
+    return tuple(sorted(buckets))
 
 
 # --------------------------------------------------------------------------------------------- plans
@@ -278,22 +300,21 @@ class Plan(NamedTuple):
 def plan_epoch(
     lengths: np.ndarray, batch_size: int, buckets: Sequence[int], *, seed: int, epoch: int
 ) -> Plan:
-    """Every clip once, in ceil(n / batch_size) random batches of similar lengths [n].
+    """Every clip once, in ceil(n / batch_size) batches of clips [n] of one bucket, drawn at random.
 
-    As Hugging Face's LengthGroupedSampler: shuffle, sort by length within megabatches of 50 batches, or
-    fewer so that there are at least four of them, cut. A clip then meets other clips in every epoch. Unlike
-    there, the batches are shuffled too: lengths do not fall steadily through each megabatch.
+    Sorted by length and cut, the clips give each batch its bucket; then those of each bucket change places,
+    and then the batches. So a clip has the same N in every epoch, and the padding is the least that these
+    buckets allow: `choose_buckets` with the same batch size.
     """
     # Sorting random words makes a permutation that no NumPy version changes: bit streams are promised to
     # stay, Generator.permutation is not (NEP 19). Philox is counter-based: any two keys are independent.
     random = np.random.Philox(key=np.array([seed, epoch], np.uint64))
-    shuffled = np.argsort(random.random_raw(len(lengths)), kind="stable")
-    per_megabatch = batch_size * min(50, max(1, len(lengths) // (4 * batch_size)))
-    megabatch = np.arange(len(lengths)) // per_megabatch
-    by_length = shuffled[np.lexsort((-lengths[shuffled], megabatch))]
-    plan = _cut(by_length, lengths, batch_size, buckets)
-    order = np.argsort(random.random_raw(len(plan.rows)), kind="stable")
-    return Plan(plan.rows[order], plan.samples[order])
+    rows, samples = _cut(np.argsort(-lengths, kind="stable"), lengths, batch_size, buckets)
+    real = rows != FILLER
+    bucket = np.broadcast_to(samples[:, None], rows.shape)[real]  # [n], descending
+    rows[real] = rows[real][np.lexsort((random.random_raw(len(lengths)), -bucket))]
+    order = np.argsort(random.random_raw(len(rows)), kind="stable")
+    return Plan(rows[order], samples[order])
 
 
 def _cut(order: np.ndarray, lengths: np.ndarray, batch_size: int, buckets: Sequence[int]) -> Plan:

@@ -94,7 +94,13 @@ def train(config: TrainConfig) -> TrainResult:
     batches = Batches(
         train_clips,
         config.train.batch_size,
-        choose_buckets([len(clip.samples) for clip in train_clips], config.data.buckets),
+        choose_buckets(
+            [len(clip.samples) for clip in train_clips],
+            config.data.buckets,
+            batch_size=config.train.batch_size,
+            min_batches=4,
+            frame_count=origin.config.frame_count,
+        ),
         steps=config.train.steps or config.train.epochs * -(-len(train_clips) // config.train.batch_size),
         seed=config.seed,
         do_normalize=origin.preprocessor.do_normalize,
@@ -145,7 +151,12 @@ def train(config: TrainConfig) -> TrainResult:
         state,
     )
     eval_step = make_eval_step(origin.config, mesh, blank_id=blank_id, reduction=reduction)
-    eval_buckets = choose_buckets([len(clip.samples) for clip in test_clips], config.data.buckets)
+    eval_buckets = choose_buckets(
+        [len(clip.samples) for clip in test_clips],
+        config.data.buckets,
+        batch_size=config.train.eval_batch_size,
+        frame_count=origin.config.frame_count,
+    )
 
     def evaluate_now(params: Params) -> Evaluation:
         eval_input = eval_batches(
