@@ -18,6 +18,10 @@ A batch is a dict of NumPy arrays:
     valid           bool [b]         False on filler rows
     clip            int32 [b]        index into the list of clips, -1 on filler rows
 
+Where the feature encoder's output is kept (`features.py`), a training batch has in place of the first three:
+
+    features        [b, T, C]        in the model's dtype, padded with zeros
+
 Filler rows complete the last batch of an epoch. They are silence as long as the batch and have no
 labels: every computation on them is finite, and `valid` keeps them out of every sum.
 """
@@ -385,6 +389,24 @@ def _collate(clips: Sequence[Clip], rows: np.ndarray, samples: int, shape: _Shap
     return batch
 
 
+class Features(NamedTuple):
+    """The feature encoder's output for every clip of a data set."""
+
+    arrays: Sequence[np.ndarray]  # [n] of [T, C]
+    frame_count: Callable[[int], int]
+
+    def put_into(self, batch: Batch) -> Batch:
+        """The batch with features in place of samples."""
+        b, samples = batch["samples"].shape
+        first = self.arrays[0]
+        features = np.zeros((b, self.frame_count(samples), first.shape[1]), first.dtype)
+        for row in np.flatnonzero(batch["valid"]):
+            own = self.arrays[batch["clip"][row]]
+            features[row, : len(own)] = own
+        replaced = ("samples", "mean", "scale")
+        return {"features": features, **{name: batch[name] for name in batch if name not in replaced}}
+
+
 # -------------------------------------------------------------------------------------------- batches
 
 
@@ -423,6 +445,8 @@ class Batches:
         self.batch_size = batch_size
         self.steps = steps
         self.seed = seed
+        self.do_normalize = do_normalize
+        self.features: Features | None = None  # where set, batches have these and no samples
         self._own_rows = _own_rows(batch_size, process_index, process_count)
         self._shape = _Shape(_label_width(clips), _sample_type(clips), do_normalize)
         # Two epochs, because prefetching looks over the end of one.
@@ -444,7 +468,8 @@ class Batches:
         epoch, position = divmod(step, self.steps_per_epoch)
         rows, samples = self.plan(epoch)
         own = rows[position, self._own_rows]
-        return _collate(self.clips, own, int(samples[position]), self._shape)
+        batch = _collate(self.clips, own, int(samples[position]), self._shape)
+        return batch if self.features is None else self.features.put_into(batch)
 
     def clip_ids(self, step: int) -> list[str]:
         """Names of the clips in `step`'s batch, over all processes."""

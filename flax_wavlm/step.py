@@ -18,7 +18,7 @@ from flax_wavlm.text import input_values
 
 Array = jax.Array
 Batch = dict[str, Array]
-"""`text.INPUTS`, labels [B, S], label_lengths [B] int32, valid [B] bool."""
+"""`text.INPUTS` (or features [B, T, C], lengths), labels [B, S], label_lengths [B] int32, valid [B] bool."""
 
 
 class TrainState(NamedTuple):
@@ -62,7 +62,10 @@ def make_train_step(
         params: Params, frozen: Params, batch: Batch, key: Array, scale: Array
     ) -> tuple[Array, Array]:
         model = merge(graphdef, combine(params, frozen))
-        logits, frames = model(input_values(batch), batch["lengths"], key=key)
+        if "features" in batch:
+            logits, frames = model.from_features(batch["features"], batch["lengths"], key=key)
+        else:
+            logits, frames = model(input_values(batch), batch["lengths"], key=key)
         loss, feasible = ctc.ctc_loss(
             logits, frames, batch["labels"], batch["label_lengths"], blank_id=blank_id
         )

@@ -23,6 +23,7 @@ from flax_wavlm import corpora, port, report, sharding
 from flax_wavlm.audio import SAMPLE_RATE
 from flax_wavlm.batches import (
     Batches,
+    Features,
     choose_buckets,
     describe_skipped,
     eval_batches,
@@ -34,6 +35,7 @@ from flax_wavlm.config import WavLMConfig
 from flax_wavlm.errors import UserError
 from flax_wavlm.evaluate import Evaluation, evaluate, figures_line, make_eval_step, write_predictions
 from flax_wavlm.export import export_run
+from flax_wavlm.features import cached_features
 from flax_wavlm.files import read_json_object
 from flax_wavlm.model import Params, WavLMForCTC, split, structure
 from flax_wavlm.optim import adamw, combine, linear_schedule, partition
@@ -46,9 +48,9 @@ log = logging.getLogger(__name__)
 # Fields that may change between a run and its resumption: they do not change what is computed.
 FREE_TO_CHANGE = (
     *("workdir", "name", "mesh.data", "mesh.fsdp"),
-    *("data.path", "data.cache", "data.threads", "data.prefetch"),
+    *("data.path", "data.cache", "data.cache_features", "data.threads", "data.prefetch"),
 )
-STEP_INPUTS = (*INPUTS, "labels", "label_lengths", "valid")
+STEP_INPUTS = ("features", *INPUTS, "labels", "label_lengths", "valid")
 
 
 class TrainResult(NamedTuple):
@@ -135,6 +137,14 @@ def train(config: TrainConfig) -> TrainResult:
         log.info("resumed from step %d", start)
     else:
         state = _new_state(config, origin, optimizer, template)
+    if config.data.cache_features:
+        folder = config.cache_folder()
+        assert folder is not None  # `TrainConfig.check` saw to it
+        encoder = state.frozen["wavlm"]["feature_encoder"]
+        arrays = cached_features(
+            origin.config, encoder, batches, mesh, folder, accumulation=config.train.accumulation
+        )
+        batches.features = Features(arrays, origin.config.frame_count)
     journal = _Journal(workdir / "metrics.jsonl", batches.steps_per_epoch, resumed_at=start)
 
     blank_id, reduction = origin.tokenizer.blank_id, config.train.ctc_loss_reduction
@@ -173,7 +183,9 @@ def train(config: TrainConfig) -> TrainResult:
     clock = time.perf_counter()
     for step in range(start + 1, total + 1):
         batch = next(iterator)
-        state = train_step(state, sharding.put_batch(mesh, {name: batch[name] for name in STEP_INPUTS}))
+        state = train_step(
+            state, sharding.put_batch(mesh, {name: batch[name] for name in STEP_INPUTS if name in batch})
+        )
 
         if step % config.train.log_every == 0 or step == total:
             line = _means(state, checkpoints)

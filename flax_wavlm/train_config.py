@@ -75,6 +75,7 @@ class DataSettings:
     threads: int = 2  # that make batches
     prefetch: int = 8  # batches made ahead
     cache: str = ""  # folder for decoded audio; empty: cache/ beside the workdir; "none": decode every time
+    cache_features: bool = False  # also keep there what the frozen feature encoder makes of training clips
 
 
 @dataclass
@@ -164,6 +165,16 @@ class TrainConfig:
         )
         for name in ("buckets", "threads", "prefetch"):
             require(getattr(self.data, name) >= 1, f"data.{name}", "1 or more")
+        require(
+            self.model.freeze_feature_encoder or not self.data.cache_features,
+            "data.cache_features",
+            "False where model.freeze_feature_encoder is: an encoder that is trained changes with every step",
+        )
+        require(
+            self.data.cache != "none" or not self.data.cache_features,
+            "data.cache",
+            "a folder, or nothing for the default one, where data.cache_features is True",
+        )
         require(self.data.train_max_seconds >= 0, "data.train_max_seconds", "0 (no limit) or more")
         require(self.optim.learning_rate > 0, "optim.learning_rate", "above 0")
         for name in ("warmup_steps", "weight_decay", "clip_norm"):
