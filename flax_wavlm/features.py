@@ -34,7 +34,9 @@ def cached_features(
     """The feature encoder's frames for each of `batches.clips`, [T, C] in the model's dtype, memory-mapped.
 
     XLA sums in an order that depends on the shapes that it compiles for. So each clip goes through the
-    encoder in the shape and on the devices that it has in training.
+    encoder in the shape and on the devices that it has in training, and its features are bit for bit those of
+    the encoder compiled alone. The rest of a training step, compiled without the encoder, may still round
+    otherwise than with it: losses agree to 1e-5 relative, not to the last bit.
 
     Args:
         encoder: the frozen parameters of `wavlm.feature_encoder`.
