@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 # Fields that may change between a run and its resumption: they do not change what is computed.
 FREE_TO_CHANGE = (
     *("workdir", "name", "mesh.data", "mesh.fsdp"),
-    *("data.path", "data.cache", "data.cache_features", "data.threads", "data.prefetch"),
+    *("data.path", "data.cache", "data.threads", "data.prefetch"),
 )
 STEP_INPUTS = ("features", *INPUTS, "labels", "label_lengths", "valid")
 
