@@ -9,12 +9,18 @@ all compute the same one; the only state to checkpoint is the number of the next
 
 A batch is a dict of NumPy arrays:
 
-    input_values    float32 [b, N]   preprocessed clip by clip, then padded with zeros
+    samples         [b, N]           int16 where all clips of the set are, else float32; padded with zeros
+    mean            float32 [b]      what the device takes off each row at full scale, and
+    scale           float32 [b]      what it multiplies the rest by: `text.input_values`
     lengths         int32 [b]        real samples of each row
     labels          int32 [b, L]     character ids, padded with zeros
     label_lengths   int32 [b]        real labels of each row
     valid           bool [b]         False on filler rows
     clip            int32 [b]        index into the list of clips, -1 on filler rows
+
+Where the feature encoder's output is kept (`features.py`), a training batch has in place of the first three:
+
+    features        [b, T, C]        in the model's dtype, padded with zeros
 
 Filler rows complete the last batch of an epoch. They are silence as long as the batch and have no
 labels: every computation on them is finite, and `valid` keeps them out of every sum.
@@ -27,20 +33,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
+import soundfile
 
 from flax_wavlm.audio import SAMPLE_RATE, read_audio
+from flax_wavlm.cache import cached, file_identity
 from flax_wavlm.corpora import Skipped, Utterance
 from flax_wavlm.errors import UserError
-from flax_wavlm.text import CTCTokenizer
+from flax_wavlm.text import CTCTokenizer, full_scale, mean_and_scale
 
 log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
-Preprocess = Callable[[np.ndarray], np.ndarray]  # samples [N] -> float32 [N]
 
 LONG_SECONDS = 60  # longer clips are announced
 FILLER = -1  # stands where a clip's index would
@@ -59,6 +66,10 @@ class Clip:
     text: str  # the normalised reference
     speaker: str
 
+    @functools.cached_property
+    def mean_and_scale(self) -> tuple[np.float32, np.float32]:
+        return mean_and_scale(self.samples)
+
 
 def min_ctc_frames(labels: np.ndarray) -> int:
     """Fewest frames in which CTC can say `labels` [L]: equal neighbours need a blank between them."""
@@ -66,13 +77,15 @@ def min_ctc_frames(labels: np.ndarray) -> int:
 
 
 def decode_clips(
-    utterances: Iterable[Utterance],
+    utterances: Sequence[Utterance],
     tokenizer: CTCTokenizer,
     *,
     frame_count: Callable[[int], int],
     max_seconds: float | None = None,
     drop_infeasible: bool = True,
     threads: int | None = None,
+    cache: Path | None = None,
+    name: str = "clips",
 ) -> tuple[list[Clip], list[Skipped]]:
     """Decode every utterance once, in parallel; keep the order.
 
@@ -84,12 +97,14 @@ def decode_clips(
             training. An evaluation keeps them, for it must not choose its test set: their text is scored
             like any other, and the loss masks those that do not fit.
         threads: None = what `ThreadPoolExecutor` chooses.
+        cache: the folder to keep decoded audio in, see `decode_audio`; None = in memory.
+        name: what messages call the utterances.
 
     Returns the clips, and each clip that cannot be used with its reason, "kind: details".
     """
     max_samples = math.inf if max_seconds is None else max_seconds * SAMPLE_RATE
 
-    def decode(utterance: Utterance) -> Clip | Skipped:
+    def judge(utterance: Utterance, samples: np.ndarray | UserError) -> Clip | Skipped:
         text = tokenizer.normalise(utterance.text)
         if not text:
             return Skipped(utterance.id, f"no text after normalisation: {utterance.text!r}")
@@ -97,13 +112,8 @@ def decode_clips(
             labels = np.asarray(tokenizer.encode(text), np.int32)
         except UserError as error:
             return Skipped(utterance.id, f"unusable text: {error}")
-        try:
-            if isinstance(utterance.audio, Path):
-                samples = read_audio(utterance.audio)
-            else:
-                samples = read_audio(utterance.audio(), utterance.id)
-        except UserError as error:
-            return Skipped(utterance.id, f"unreadable audio: {error}")
+        if isinstance(samples, UserError):
+            return Skipped(utterance.id, f"unreadable audio: {samples}")
         if len(samples) >= max_samples:
             seconds = len(samples) / SAMPLE_RATE
             return Skipped(utterance.id, f"too long: {seconds:.2f} s, must be under {max_seconds:g} s")
@@ -115,10 +125,10 @@ def decode_clips(
             return Skipped(utterance.id, reason)
         return clip
 
-    with ThreadPoolExecutor(threads) as pool:
-        decoded = list(pool.map(decode, utterances))
-    clips = [clip for clip in decoded if isinstance(clip, Clip)]
-    skipped = [clip for clip in decoded if isinstance(clip, Skipped)]
+    audio = decode_audio(utterances, threads=threads, cache=cache, name=name)
+    judged = [judge(utterance, samples) for utterance, samples in zip(utterances, audio, strict=True)]
+    clips = [clip for clip in judged if isinstance(clip, Clip)]
+    skipped = [clip for clip in judged if isinstance(clip, Skipped)]
     return clips, skipped
 
 
@@ -135,6 +145,47 @@ def _unlearnable(clip: Clip, tokenizer: CTCTokenizer, frames: int) -> str:
     return ""
 
 
+def decode_audio(
+    utterances: Sequence[Utterance], *, threads: int | None, cache: Path | None, name: str
+) -> Iterable[np.ndarray | UserError]:
+    """Each utterance's samples as `read_audio` gives them, or the reason why there are none, in order.
+
+    With a `cache`, samples are kept there in the type that they have (int16, or float32 where the file is not
+    16-bit PCM at 16 kHz), under a name that changes with any file's name, size or time of change. Whatever
+    could not be read is tried again every time. Utterances whose audio is not a file (a data set of the hub)
+    are not cached: nothing tells reliably that they are the same ones.
+    """
+
+    def decode(utterance: Utterance) -> np.ndarray | UserError:
+        try:
+            if isinstance(utterance.audio, Path):
+                return read_audio(utterance.audio)
+            return read_audio(utterance.audio(), utterance.id)
+        except UserError as error:
+            return error
+
+    def decode_all() -> Iterator[np.ndarray | UserError]:
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(decode, utterances)
+
+    if cache is None:
+        return decode_all()
+    files = [utterance.audio for utterance in utterances if isinstance(utterance.audio, Path)]
+    if len(files) < len(utterances):
+        log.info("%s: decoded in memory, since its audio is not in files of its own", name)
+        return decode_all()
+    kept = cached(
+        cache,
+        name,
+        ["read_audio", SAMPLE_RATE, soundfile.__libsndfile_version__, *map(file_identity, files)],
+        lambda: (None if isinstance(samples, UserError) else samples for samples in decode_all()),
+    )
+    return (
+        decode(utterance) if samples is None else samples
+        for utterance, samples in zip(utterances, kept, strict=True)
+    )
+
+
 def usable_clips(
     utterances: Sequence[Utterance],
     tokenizer: CTCTokenizer,
@@ -143,6 +194,7 @@ def usable_clips(
     frame_count: Callable[[int], int],
     max_seconds: float | None = None,
     drop_infeasible: bool = True,
+    cache: Path | None = None,
 ) -> tuple[list[Clip], list[Skipped]]:
     """`decode_clips` of a split called `name`, with what was skipped and why in the log.
 
@@ -155,6 +207,8 @@ def usable_clips(
         frame_count=frame_count,
         max_seconds=max_seconds,
         drop_infeasible=drop_infeasible,
+        cache=cache,
+        name=name,
     )
     hours = sum(len(clip.samples) for clip in clips) / SAMPLE_RATE / 3600
     log.info("%s: %d clips, %.2f hours", name, len(clips), hours)
@@ -204,42 +258,64 @@ def describe_skipped(skipped: Sequence[Skipped], examples: int = 3, verb: str = 
 
 
 def choose_buckets(
-    lengths: Sequence[int] | np.ndarray, n_buckets: int, *, multiple: int = 320
+    lengths: Sequence[int] | np.ndarray,
+    n_buckets: int,
+    *,
+    batch_size: int = 1,
+    min_batches: int = 1,
+    multiple: int = 320,
+    frame_count: Callable[[Any], Any] | None = None,
 ) -> tuple[int, ...]:
     """The padded lengths, at most `n_buckets`, that pad clips of these lengths [n] least. Ascending.
 
-    Every bucket is a multiple of `multiple` samples (320 = one frame of WavLM's conv stem), and the last
-    one holds the longest clip. Exact: dynamic programming over the m distinct rounded lengths, in
+    Least over all ways to put the clips into full batches. Of those k must have an N that holds clip number
+    (k - 1) batch_size + 1 of the longest, since so many clips do not fit fewer; clips sorted and cut have no
+    more than that. So only those lengths count, and dynamic programming over the m distinct ones is exact, in
     O(n log n + n_buckets m^2).
+
+    Args:
+        batch_size: of the batches, all full but for one.
+        min_batches: in a bucket; clips that share a bucket of one batch would meet in every epoch. Fewer
+            where else there would not be enough batches for all buckets.
+        multiple: of which every bucket is one, in samples: a frame of WavLM's conv stem.
+        frame_count: the model's, for arrays; where given, every bucket has an even number of frames, which
+            cuDNN's attention asks for. That adds a frame to every other bucket.
     """
     if len(lengths) == 0:
         raise UserError("no clips to choose bucket lengths for")
     if n_buckets < 1:
         raise UserError(f"at least one bucket is needed, got {n_buckets}")
-    rounded = -(-np.asarray(lengths, np.int64) // multiple) * multiple
-    sizes, counts = np.unique(rounded, return_counts=True)  # [m]
-    below = np.concatenate([[0], np.cumsum(counts)])  # [m + 1], clips in the first i sizes
+    longest = np.sort(np.asarray(lengths, np.int64))[::-1][::batch_size]  # of each batch, [S]
+    rounded = -(-longest // multiple) * multiple
+    if frame_count is not None:
+        rounded += multiple * (frame_count(rounded) % 2)
+    sizes, batches = np.unique(rounded, return_counts=True)  # [m]
+    below = np.concatenate([[0], np.cumsum(batches)])  # [m + 1], batches in the first i sizes
     m = len(sizes)
+    min_batches = max(1, min(min_batches, len(longest) // n_buckets))
 
-    # cost[j]: fewest padded samples that hold the first j sizes in the buckets so far. Doubles are exact
-    # here: 2**53 samples are 18,000 years.
+    # cost[j]: fewest padded samples, over the batch size, that hold the first j sizes in the buckets so far.
+    # Doubles are exact here: 2**53 samples are 18,000 years.
     cost = np.full(m + 1, np.inf)
     cost[0] = 0
     splits = []
     for _ in range(min(n_buckets, m)):
-        longer, split = np.full(m + 1, np.inf), np.zeros(m + 1, np.int64)
+        lower, split = cost.copy(), np.arange(m + 1)  # an empty bucket
         for j in range(1, m + 1):  # the new bucket holds sizes i ... j - 1, padded to the last of them
-            totals = cost[:j] + sizes[j - 1] * (below[j] - below[:j])
-            split[j] = np.argmin(totals)
-            longer[j] = totals[split[j]]
-        cost = longer
+            held = below[j] - below[:j]
+            totals = np.where(held >= min_batches, cost[:j] + sizes[j - 1] * held, np.inf)
+            if totals.min() < lower[j]:
+                split[j] = np.argmin(totals)
+                lower[j] = totals[split[j]]
+        cost = lower
         splits.append(split)
 
-    buckets, j = [], m
+    buckets, j = set(), m
     for split in reversed(splits):
-        buckets.append(int(sizes[j - 1]))
-        j = split[j]
-    return tuple(reversed(buckets))
+        if split[j] < j:
+            buckets.add(int(sizes[j - 1]))
+            j = split[j]
+    return tuple(sorted(buckets))
 
 
 # --------------------------------------------------------------------------------------------- plans
@@ -260,22 +336,21 @@ class Plan(NamedTuple):
 def plan_epoch(
     lengths: np.ndarray, batch_size: int, buckets: Sequence[int], *, seed: int, epoch: int
 ) -> Plan:
-    """Every clip once, in ceil(n / batch_size) random batches of similar lengths [n].
+    """Every clip once, in ceil(n / batch_size) batches of clips [n] of one bucket, drawn at random.
 
-    As Hugging Face's LengthGroupedSampler: shuffle, sort by length within megabatches of 50 batches, or
-    fewer so that there are at least four of them, cut. A clip then meets other clips in every epoch. Unlike
-    there, the batches are shuffled too: lengths do not fall steadily through each megabatch.
+    Sorted by length and cut, the clips give each batch its bucket; then those of each bucket change places,
+    and then the batches. So a clip has the same N in every epoch, and the padding is the least that these
+    buckets allow: `choose_buckets` with the same batch size.
     """
     # Sorting random words makes a permutation that no NumPy version changes: bit streams are promised to
     # stay, Generator.permutation is not (NEP 19). Philox is counter-based: any two keys are independent.
     random = np.random.Philox(key=np.array([seed, epoch], np.uint64))
-    shuffled = np.argsort(random.random_raw(len(lengths)), kind="stable")
-    per_megabatch = batch_size * min(50, max(1, len(lengths) // (4 * batch_size)))
-    megabatch = np.arange(len(lengths)) // per_megabatch
-    by_length = shuffled[np.lexsort((-lengths[shuffled], megabatch))]
-    plan = _cut(by_length, lengths, batch_size, buckets)
-    order = np.argsort(random.random_raw(len(plan.rows)), kind="stable")
-    return Plan(plan.rows[order], plan.samples[order])
+    rows, samples = _cut(np.argsort(-lengths, kind="stable"), lengths, batch_size, buckets)
+    real = rows != FILLER
+    bucket = np.broadcast_to(samples[:, None], rows.shape)[real]  # [n], descending
+    rows[real] = rows[real][np.lexsort((random.random_raw(len(lengths)), -bucket))]
+    order = np.argsort(random.random_raw(len(rows)), kind="stable")
+    return Plan(rows[order], samples[order])
 
 
 def _cut(order: np.ndarray, lengths: np.ndarray, batch_size: int, buckets: Sequence[int]) -> Plan:
@@ -309,25 +384,59 @@ def _label_width(clips: Sequence[Clip]) -> int:
     return -(-max(1, *(len(clip.labels) for clip in clips)) // 8) * 8
 
 
-def _collate(
-    clips: Sequence[Clip], rows: np.ndarray, samples: int, labels: int, preprocess: Preprocess
-) -> Batch:
-    """The arrays of `rows` [b], padded to N = samples and L = labels."""
+def _sample_type(clips: Sequence[Clip]) -> type[np.generic]:
+    """One type for the whole data set, for the same reason."""
+    return np.int16 if all(clip.samples.dtype == np.int16 for clip in clips) else np.float32
+
+
+class _Shape(NamedTuple):
+    """What every batch of a data set has in common."""
+
+    labels: int
+    sample_type: type[np.generic]
+    do_normalize: bool
+
+
+def _collate(clips: Sequence[Clip], rows: np.ndarray, samples: int, shape: _Shape) -> Batch:
+    """The arrays of `rows` [b], padded to N = samples."""
     batch = {
-        "input_values": np.zeros((len(rows), samples), np.float32),
+        "samples": np.zeros((len(rows), samples), shape.sample_type),
+        "mean": np.zeros(len(rows), np.float32),
+        "scale": np.ones(len(rows), np.float32),
         "lengths": np.full(len(rows), samples, np.int32),
-        "labels": np.zeros((len(rows), labels), np.int32),
+        "labels": np.zeros((len(rows), shape.labels), np.int32),
         "label_lengths": np.zeros(len(rows), np.int32),
         "valid": rows != FILLER,
         "clip": rows.astype(np.int32),
     }
     for row in np.flatnonzero(batch["valid"]):
         clip = clips[rows[row]]
-        batch["input_values"][row, : len(clip.samples)] = preprocess(clip.samples)
-        batch["lengths"][row] = len(clip.samples)
+        heard = clip.samples if shape.sample_type is np.int16 else full_scale(clip.samples)
+        batch["samples"][row, : len(heard)] = heard
+        if shape.do_normalize:
+            batch["mean"][row], batch["scale"][row] = clip.mean_and_scale
+        batch["lengths"][row] = len(heard)
         batch["labels"][row, : len(clip.labels)] = clip.labels
         batch["label_lengths"][row] = len(clip.labels)
     return batch
+
+
+class Features(NamedTuple):
+    """The feature encoder's output for every clip of a data set."""
+
+    arrays: Sequence[np.ndarray]  # [n] of [T, C]
+    frame_count: Callable[[int], int]
+
+    def put_into(self, batch: Batch) -> Batch:
+        """The batch with features in place of samples."""
+        b, samples = batch["samples"].shape
+        first = self.arrays[0]
+        features = np.zeros((b, self.frame_count(samples), first.shape[1]), first.dtype)
+        for row in np.flatnonzero(batch["valid"]):
+            own = self.arrays[batch["clip"][row]]
+            features[row, : len(own)] = own
+        replaced = ("samples", "mean", "scale")
+        return {"features": features, **{name: batch[name] for name in batch if name not in replaced}}
 
 
 # -------------------------------------------------------------------------------------------- batches
@@ -345,7 +454,7 @@ class Batches:
         buckets: padded lengths in samples, see `choose_buckets`.
         steps: length of the run, any number of epochs.
         seed: 0 or more.
-        preprocess: what the model hears of a clip's samples, `text.Preprocessor`.
+        do_normalize: of the model's `text.Preprocessor`.
     """
 
     def __init__(
@@ -356,7 +465,7 @@ class Batches:
         *,
         steps: int,
         seed: int,
-        preprocess: Preprocess,
+        do_normalize: bool,
         process_index: int = 0,
         process_count: int = 1,
     ):
@@ -368,9 +477,10 @@ class Batches:
         self.batch_size = batch_size
         self.steps = steps
         self.seed = seed
-        self.preprocess = preprocess
+        self.do_normalize = do_normalize
+        self.features: Features | None = None  # where set, batches have these and no samples
         self._own_rows = _own_rows(batch_size, process_index, process_count)
-        self._label_width = _label_width(clips)
+        self._shape = _Shape(_label_width(clips), _sample_type(clips), do_normalize)
         # Two epochs, because prefetching looks over the end of one.
         self.plan = functools.lru_cache(maxsize=2)(self._plan)
 
@@ -390,7 +500,13 @@ class Batches:
         epoch, position = divmod(step, self.steps_per_epoch)
         rows, samples = self.plan(epoch)
         own = rows[position, self._own_rows]
-        return _collate(self.clips, own, int(samples[position]), self._label_width, self.preprocess)
+        batch = _collate(self.clips, own, int(samples[position]), self._shape)
+        return batch if self.features is None else self.features.put_into(batch)
+
+    def samples(self, step: int) -> int:
+        """N of `step`'s batch."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        return int(self.plan(epoch).samples[position])
 
     def clip_ids(self, step: int) -> list[str]:
         """Names of the clips in `step`'s batch, over all processes."""
@@ -420,7 +536,7 @@ def eval_batches(
     batch_size: int,
     buckets: Sequence[int],
     *,
-    preprocess: Preprocess,
+    do_normalize: bool,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
@@ -430,8 +546,5 @@ def eval_batches(
     """
     lengths, own_rows = _lengths(clips), _own_rows(batch_size, process_index, process_count)
     plan = _cut(np.argsort(-lengths, kind="stable"), lengths, batch_size, buckets)
-    labels = _label_width(clips)
-    return (
-        _collate(clips, rows[own_rows], int(samples), labels, preprocess)
-        for rows, samples in zip(*plan, strict=True)
-    )
+    shape = _Shape(_label_width(clips), _sample_type(clips), do_normalize)
+    return (_collate(clips, rows[own_rows], int(samples), shape) for rows, samples in zip(*plan, strict=True))

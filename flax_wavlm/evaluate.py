@@ -19,7 +19,7 @@ from flax_wavlm.batches import FILLER, Batch, Clip
 from flax_wavlm.config import WavLMConfig
 from flax_wavlm.errors import UserError
 from flax_wavlm.model import Params, merge, structure
-from flax_wavlm.text import CTCTokenizer
+from flax_wavlm.text import CTCTokenizer, input_values
 
 Array = jax.Array
 T = TypeVar("T")
@@ -51,7 +51,7 @@ def make_eval_step(
     graphdef, _ = structure(dataclasses.replace(config, masked_group_norm=True))
 
     def eval_step(params: Params, batch: dict[str, Array]) -> dict[str, Array]:
-        logits, frames = merge(graphdef, params)(batch["input_values"], batch["lengths"])
+        logits, frames = merge(graphdef, params)(input_values(batch), batch["lengths"])
         loss, feasible = ctc.ctc_loss(
             logits, frames, batch["labels"], batch["label_lengths"], blank_id=blank_id
         )

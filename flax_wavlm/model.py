@@ -579,13 +579,28 @@ class WavLMForCTC(nnx.Module):
                 f"input_values has shape {input_values.shape}, expected [clips, samples] with at least "
                 f"{config.min_samples} samples, one frame of the feature encoder"
             )
+        with jax.default_matmul_precision(config.matmul_precision):
+            features = self.wavlm.feature_encoder(input_values, lengths)
+        return self.from_features(features, lengths, key=key, mask_time=mask_time, with_states=with_states)
+
+    def from_features(
+        self,
+        features: Array,
+        lengths: Array | None = None,
+        *,
+        key: Array | None = None,
+        mask_time: Array | None = None,
+        with_states: bool = False,
+    ) -> tuple[Array, ...]:
+        """`__call__` from the feature encoder's output [B, T, C] on; lengths [B] are still samples."""
+        config = self.config
         head_key = None
         if key is not None:
             key, head_key = jax.random.split(key)
-        x, frames, states = self.wavlm(
-            input_values, lengths, key=key, mask_time=mask_time, with_states=with_states
-        )
         with jax.default_matmul_precision(config.matmul_precision):
+            x, frames, states = self.wavlm.encode(
+                features, lengths, key=key, mask_time=mask_time, with_states=with_states
+            )
             logits = self.head(dropout(x, config.final_dropout, head_key)).astype(jnp.float32)
         return (logits, frames) if states is None else (logits, frames, states)
 

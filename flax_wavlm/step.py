@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,12 +13,14 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from flax_wavlm import ctc, sharding
-from flax_wavlm.model import Params, merge
+from flax_wavlm.config import WavLMConfig
+from flax_wavlm.model import FeatureEncoder, Params, merge
 from flax_wavlm.optim import combine
+from flax_wavlm.text import INPUTS, input_values
 
 Array = jax.Array
 Batch = dict[str, Array]
-"""input_values [B, N] float32, lengths [B], labels [B, S], label_lengths [B] int32, valid [B] bool."""
+"""`text.INPUTS` (or features [B, T, C], lengths), labels [B, S], label_lengths [B] int32, valid [B] bool."""
 
 
 class TrainState(NamedTuple):
@@ -78,7 +81,10 @@ def make_train_step(
         params: Params, frozen: Params, batch: Batch, key: Array, scale: Array
     ) -> tuple[Array, Array]:
         model = merge(graphdef, combine(params, frozen))
-        logits, frames = model(batch["input_values"], batch["lengths"], key=key)
+        if "features" in batch:
+            logits, frames = model.from_features(batch["features"], batch["lengths"], key=key)
+        else:
+            logits, frames = model(input_values(batch), batch["lengths"], key=key)
         loss, feasible = ctc.ctc_loss(
             logits, frames, batch["labels"], batch["label_lengths"], blank_id=blank_id
         )
@@ -91,10 +97,7 @@ def make_train_step(
     def accumulated(
         params: Params, frozen: Params, batch: Batch, key: Array, scale: Array
     ) -> tuple[Any, Params]:
-        # Part i takes rows i, i + parts, ...: each device then keeps its own rows.
-        parts = jax.tree.map(
-            lambda rows: rows.reshape(-1, accumulation, *rows.shape[1:]).swapaxes(0, 1), batch
-        )
+        parts = in_parts(batch, accumulation)
 
         def add(sums: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, sums, gradient(params, frozen, *part, scale)), None
@@ -142,13 +145,62 @@ def make_train_step(
 
 
 def jit_train_step(
-    train_step: Callable[[TrainState, Batch], TrainState], mesh: Mesh, state: TrainState
+    train_step: Callable[[TrainState, Batch], TrainState],
+    mesh: Mesh,
+    state: TrainState,
+    encode: Callable[[Params, Batch], Batch] | None = None,
 ) -> Callable[[TrainState, Batch], TrainState]:
-    """The step compiled over the mesh; the state's buffers are given up to the new state's."""
+    """The step compiled over the mesh; the state's buffers are given up to the new state's.
+
+    `encode`, from `jit_encode`, is applied first to batches that have no features yet.
+    """
     state_sharding = sharding.tree_sharding(mesh, state)
-    return jax.jit(
+    step = jax.jit(
         train_step,
         in_shardings=(state_sharding, sharding.batch_sharding(mesh)),
         out_shardings=state_sharding,
         donate_argnums=0,
     )
+    if encode is None:
+        return step
+    return lambda state, batch: step(state, batch if "features" in batch else encode(state.frozen, batch))
+
+
+def jit_encode(config: WavLMConfig, mesh: Mesh, *, accumulation: int = 1) -> Callable[[Params, Batch], Batch]:
+    """The frozen feature encoder as a program of its own: (frozen, batch) -> the batch with `features`.
+
+    What follows it in a step is then one program, whether the features are made now or were kept from an
+    earlier epoch, and training comes out the same to the last bit. Frames beyond a clip's own are zero.
+    """
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: FeatureEncoder(config, nnx.Rngs(0))))
+
+    def encode_rows(encoder: Params, batch: Batch) -> Array:
+        with jax.default_matmul_precision(config.matmul_precision):
+            features = merge(graphdef, encoder)(input_values(batch), batch["lengths"])
+        frames = config.frame_count(batch["lengths"])
+        return jnp.where((jnp.arange(features.shape[1]) < frames[:, None])[:, :, None], features, 0)
+
+    def encode(frozen: Params, batch: Batch) -> Array:
+        encoder = frozen["wavlm"]["feature_encoder"]
+        rows = {name: batch[name] for name in INPUTS}
+        if accumulation == 1:
+            return encode_rows(encoder, rows)
+        features = jax.lax.map(functools.partial(encode_rows, encoder), in_parts(rows, accumulation))
+        return features.swapaxes(0, 1).reshape(-1, *features.shape[2:])
+
+    jitted = jax.jit(
+        encode,
+        in_shardings=(None, sharding.batch_sharding(mesh)),
+        out_shardings=sharding.batch_sharding(mesh),
+    )
+
+    def with_features(frozen: Params, batch: Batch) -> Batch:
+        others = {name: rows for name, rows in batch.items() if name not in INPUTS or name == "lengths"}
+        return {"features": jitted(frozen, batch), **others}
+
+    return with_features
+
+
+def in_parts(batch: Batch, parts: int) -> Batch:
+    """[B, ...] to [parts, B / parts, ...]: part i takes rows i, i + parts, ...: devices keep their rows."""
+    return jax.tree.map(lambda rows: rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1), batch)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flax_wavlm.errors import UserError
@@ -267,14 +269,42 @@ class Preprocessor:
         """The model's input of one clip: float32 [N] from the clip's own samples [N], without padding.
 
         int16 samples are taken as /32768. Where `do_normalize`, zero mean and unit variance as in
-        Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm, whose 1e-7 keeps a silent clip finite.
+        Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm. `input_values` does the same on the device.
         """
-        x = np.asarray(samples, np.float32)
-        if samples.dtype == np.int16:
-            x = x / np.float32(32768)
+        x = full_scale(samples)
         if not self.do_normalize:
             return x
-        return (x - x.mean()) / np.sqrt(x.var() + 1e-7)
+        mean, scale = mean_and_scale(samples)
+        return (x - mean) * scale
+
+
+def full_scale(samples: np.ndarray) -> np.ndarray:
+    """Samples [N] as float32 of full scale 1.0; int16 ones are taken as /32768, which is exact."""
+    x = np.asarray(samples, np.float32)
+    return x / np.float32(32768) if samples.dtype == np.int16 else x
+
+
+def mean_and_scale(samples: np.ndarray) -> tuple[np.float32, np.float32]:
+    """A clip's mean and one over its standard deviation, at full scale; 1e-7 keeps a silent clip finite."""
+    x = full_scale(samples)
+    return x.mean(), 1 / np.sqrt(x.var() + np.float32(1e-7))
+
+
+INPUTS = ("samples", "mean", "scale", "lengths")  # the part of a batch that is the model's input
+
+
+def input_values(batch: Mapping[str, jax.Array]) -> jax.Array:
+    """The model's input [B, N] float32, under jit, from a batch as `batches.py` makes it.
+
+    Each row is what `Preprocessor.__call__` gives for its clip, bit for bit, and zero after it. The sums over
+    a clip are made on the host, once: here they would depend on padding and device.
+    """
+    samples = batch["samples"]
+    x = samples.astype(jnp.float32)
+    if samples.dtype == jnp.int16:
+        x = x / 32768
+    x = (x - batch["mean"][:, None]) * batch["scale"][:, None]
+    return jnp.where(jnp.arange(x.shape[1]) < batch["lengths"][:, None], x, 0)
 
 
 def _local_folder(folder_or_hub_id: str | Path, files: list[str]) -> Path:

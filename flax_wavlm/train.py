@@ -8,9 +8,9 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import optax
@@ -22,6 +22,7 @@ from flax_wavlm import corpora, port, processes, report, sharding
 from flax_wavlm.audio import SAMPLE_RATE
 from flax_wavlm.batches import (
     Batches,
+    Features,
     choose_buckets,
     describe_skipped,
     eval_batches,
@@ -33,23 +34,27 @@ from flax_wavlm.config import WavLMConfig
 from flax_wavlm.errors import Preempted, UserError
 from flax_wavlm.evaluate import evaluate, figures_line, make_eval_step, write_predictions
 from flax_wavlm.export import export_run
+from flax_wavlm.features import cached_features
 from flax_wavlm.model import Params, WavLMForCTC, split, structure
 from flax_wavlm.optim import adamw, combine, linear_schedule, partition
 from flax_wavlm.step import (
     TrainState,
     init_state,
+    jit_encode,
     jit_train_step,
     make_train_step,
     skipped_steps,
     zero_totals,
 )
-from flax_wavlm.text import CTCTokenizer, Preprocessor, normalise
+from flax_wavlm.text import INPUTS, CTCTokenizer, Preprocessor, normalise
 from flax_wavlm.train_config import DataSettings, TrainConfig
 from flax_wavlm.workdir import Journal, claimed, fingerprint, write_whole, writing
 
 log = logging.getLogger(__name__)
 
-STEP_INPUTS = ("input_values", "lengths", "labels", "label_lengths", "valid")
+T = TypeVar("T")
+
+STEP_INPUTS = ("features", *INPUTS, "labels", "label_lengths", "valid")
 
 
 class TrainResult(NamedTuple):
@@ -88,17 +93,30 @@ def _fit(config: TrainConfig, mesh: Mesh, workdir: Path, stop: processes.StopReq
     train_speech, test_speech = _load(config.data, "train"), _load(config.data, "test")
     origin = _open_origin(config, [utterance.text for utterance in train_speech + test_speech])
     decode = functools.partial(
-        usable_clips, tokenizer=origin.tokenizer, frame_count=origin.config.frame_count
+        usable_clips,
+        tokenizer=origin.tokenizer,
+        frame_count=origin.config.frame_count,
+        cache=config.cache_folder(),
     )
+    if jax.process_index() > 0:  # let the first process fill the cache
+        multihost_utils.sync_global_devices("cache")
     train_clips, _ = decode(train_speech, name="train", max_seconds=config.data.train_max_seconds or None)
     test_clips, _ = decode(test_speech, name="test", drop_infeasible=False)
+    if jax.process_index() == 0:
+        multihost_utils.sync_global_devices("cache")
     batches = Batches(
         train_clips,
         config.train.batch_size,
-        choose_buckets([len(clip.samples) for clip in train_clips], config.data.buckets),
+        choose_buckets(
+            [len(clip.samples) for clip in train_clips],
+            config.data.buckets,
+            batch_size=config.train.batch_size,
+            min_batches=4,
+            frame_count=origin.config.frame_count,
+        ),
         steps=config.train.steps or config.train.epochs * -(-len(train_clips) // config.train.batch_size),
         seed=config.seed,
-        preprocess=origin.preprocessor,
+        do_normalize=origin.preprocessor.do_normalize,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -120,6 +138,9 @@ def _fit(config: TrainConfig, mesh: Mesh, workdir: Path, stop: processes.StopReq
         clip_norm=config.optim.clip_norm,
     )
     template = _state_template(config, origin, optimizer, mesh)
+    encode = None
+    if config.model.freeze_feature_encoder:
+        encode = jit_encode(origin.config, mesh, accumulation=config.train.accumulation)
     blank_id, reduction = origin.tokenizer.blank_id, config.train.ctc_loss_reduction
     train_step = jit_train_step(
         make_train_step(
@@ -132,9 +153,15 @@ def _fit(config: TrainConfig, mesh: Mesh, workdir: Path, stop: processes.StopReq
         ),
         mesh,
         template,
+        encode,
     )
     eval_step = make_eval_step(origin.config, mesh, blank_id=blank_id, reduction=reduction)
-    eval_buckets = choose_buckets([len(clip.samples) for clip in test_clips], config.data.buckets)
+    eval_buckets = choose_buckets(
+        [len(clip.samples) for clip in test_clips],
+        config.data.buckets,
+        batch_size=config.train.eval_batch_size,
+        frame_count=origin.config.frame_count,
+    )
     journal = Journal(workdir, batches.steps_per_epoch)
 
     def evaluate_now(step: int, params: Params) -> None:
@@ -142,7 +169,7 @@ def _fit(config: TrainConfig, mesh: Mesh, workdir: Path, stop: processes.StopReq
             test_clips,
             config.train.eval_batch_size,
             eval_buckets,
-            preprocess=origin.preprocessor,
+            do_normalize=origin.preprocessor.do_normalize,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -174,20 +201,27 @@ def _fit(config: TrainConfig, mesh: Mesh, workdir: Path, stop: processes.StopReq
         else:
             state = _new_state(config, origin, optimizer, template)
         journal.go_back_to(start)
+        if config.data.cache_features:
+            folder = config.cache_folder()
+            assert folder is not None  # `TrainConfig.check` saw to both
+            assert encode is not None
+            arrays = cached_features(origin.config, encode, state.frozen, batches, mesh, folder)
+            batches.features = Features(arrays, origin.config.frame_count)
         if start and due(start, config.train.eval_every) and start not in journal.scores:
             evaluate_now(start, combine(state.params, state.frozen))  # the run ended before it could
 
         watch = _Watch(journal, batches, config.train.skip_nonfinite, state)
-        compiled: set[tuple[int, ...]] = set()
+        compiled: set[int] = set()
         for step in range(start + 1, total + 1):
-            batch = next(iterator)
-            shape = batch["input_values"].shape
-            if shape not in compiled:
-                log.info("compiling the step for clips of up to %.2f s ...", shape[1] / SAMPLE_RATE)
+            batch = watch.wait_for(iterator, state)
+            batch = {name: batch[name] for name in STEP_INPUTS if name in batch}
+            samples = batches.samples(step - 1)
+            if samples not in compiled:
+                log.info("compiling the step for clips of up to %.2f s ...", samples / SAMPLE_RATE)
             began = time.perf_counter()
-            state = train_step(state, sharding.put_batch(mesh, {name: batch[name] for name in STEP_INPUTS}))
-            if shape not in compiled:
-                compiled.add(shape)
+            state = train_step(state, sharding.put_batch(mesh, batch))
+            if samples not in compiled:
+                compiled.add(samples)
                 log.info("... took %.1f s", time.perf_counter() - began)
                 watch.pause(began)
 
@@ -411,6 +445,15 @@ class _Watch:
         self.skipped = int(state.skipped["count"])
         self.samples_before = float(state.totals["samples"])  # of a process that was stopped
         self.clock = time.perf_counter()
+        self.waited = 0.0
+
+    def wait_for(self, batches: Iterator[T], state: TrainState) -> T:
+        """The next batch; the time that the devices had nothing to do meanwhile is counted."""
+        asked = time.perf_counter()
+        batch = next(batches)
+        if state.step.is_ready():  # type: ignore[attr-defined] - jax.Array declares it on its implementation
+            self.waited += time.perf_counter() - asked
+        return batch
 
     def pause(self, since: float) -> None:
         """Takes the time since then out of the rate, which is that of training."""
@@ -421,8 +464,9 @@ class _Watch:
         self.check(state)
         totals = {name: float(value) for name, value in jax.device_get(state.totals).items()}
         seconds = (totals["samples"] - self.samples_before) / SAMPLE_RATE
-        rate = seconds / (time.perf_counter() - self.clock)
-        self.clock, self.samples_before = time.perf_counter(), 0.0
+        elapsed = time.perf_counter() - self.clock
+        wait = self.waited / elapsed
+        self.clock, self.samples_before, self.waited = time.perf_counter(), 0.0, 0.0
         steps = totals["steps"]
         return {
             "loss": totals["loss"] / steps if steps else None,
@@ -430,7 +474,8 @@ class _Watch:
             "clips": int(totals["clips"]),
             "infeasible": int(totals["infeasible"]),
             "skipped": self.skipped,
-            "audio_seconds_per_second": rate,
+            "audio_seconds_per_second": seconds / elapsed,
+            "data_wait": wait,  # share of the time in which the devices waited for a batch
         }
 
     def check(self, state: TrainState) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
@@ -73,6 +74,8 @@ class DataSettings:
     buckets: int = 6  # padded lengths that training batches may have; each compiles once
     threads: int = 2  # that make batches
     prefetch: int = 8  # batches made ahead
+    cache: str = ""  # folder for decoded audio; empty: cache/ beside the workdir; "none": decode every time
+    cache_features: bool = False  # also keep there what the frozen feature encoder makes of training clips
 
 
 @dataclass
@@ -166,6 +169,16 @@ class TrainConfig:
         )
         for name in ("buckets", "threads", "prefetch"):
             require(getattr(self.data, name) >= 1, f"data.{name}", "1 or more")
+        require(
+            self.model.freeze_feature_encoder or not self.data.cache_features,
+            "data.cache_features",
+            "False where model.freeze_feature_encoder is: an encoder that is trained changes with every step",
+        )
+        require(
+            self.data.cache != "none" or not self.data.cache_features,
+            "data.cache",
+            "a folder, or nothing for the default one, where data.cache_features is True",
+        )
         require(self.data.train_max_seconds >= 0, "data.train_max_seconds", "0 (no limit) or more")
         require(self.optim.learning_rate > 0, "optim.learning_rate", "above 0")
         for name in ("warmup_steps", "weight_decay", "clip_norm"):
@@ -179,6 +192,12 @@ class TrainConfig:
         chosen = {k: v for k, v in dataclasses.asdict(self.model.overrides).items() if v is not None}
         how = ("dtype", "matmul_precision", "remat", "unroll")
         return chosen | {name: getattr(self.model, name) for name in how}
+
+    def cache_folder(self) -> Path | None:
+        """Where decoded audio is kept between runs: by default beside the workdir, for all runs there."""
+        if self.data.cache == "none":
+            return None
+        return Path(self.data.cache) if self.data.cache else Path(self.workdir).parent / "cache"
 
     def to_dict(self) -> dict[str, Any]:
         """Nested, for config.json."""

@@ -25,7 +25,7 @@ from flax_wavlm.errors import UserError
 from flax_wavlm.evaluate import Evaluation, ahead, evaluate, make_eval_step
 from flax_wavlm.files import exists
 from flax_wavlm.model import Params, merge, split, structure
-from flax_wavlm.text import CTCTokenizer, Preprocessor
+from flax_wavlm.text import INPUTS, CTCTokenizer, Preprocessor, input_values
 
 log = logging.getLogger(__name__)
 
@@ -124,10 +124,10 @@ class Recogniser:
             unlabelled,
             batch_size,
             choose_buckets([len(samples) for samples in clips], BUCKETS),
-            preprocess=self.preprocessor,
+            do_normalize=self.preprocessor.do_normalize,
         )
         texts = [""] * len(clips)
-        inputs = ({name: batch[name] for name in ("input_values", "lengths", "clip")} for batch in batches)
+        inputs = ({name: batch[name] for name in (*INPUTS, "clip")} for batch in batches)
         outputs = (self._greedy(self.params, sharding.put_batch(self.mesh, batch)) for batch in inputs)
         for paths, frames, rows in map(jax.device_get, ahead(outputs, 2)):
             for path, valid, clip in zip(paths, frames, rows, strict=True):
@@ -207,7 +207,7 @@ class Recogniser:
             reduction=self.config.ctc_loss_reduction,
         )
         buckets = choose_buckets([len(clip.samples) for clip in clips], BUCKETS)
-        batches = eval_batches(clips, batch_size, buckets, preprocess=self.preprocessor)
+        batches = eval_batches(clips, batch_size, buckets, do_normalize=self.preprocessor.do_normalize)
         result = evaluate(eval_step, self.params, batches, clips, self.tokenizer, self.mesh)
         return result._replace(figures={**result.figures, "skipped": len(unusable) + len(skipped)})
 
@@ -227,7 +227,7 @@ class Recogniser:
         graphdef, _ = structure(dataclasses.replace(self.config, masked_group_norm=True))
 
         def greedy(params: Params, batch: dict[str, Array]) -> tuple[Array, Array, Array]:
-            logits, frames = merge(graphdef, params)(batch["input_values"], batch["lengths"])
+            logits, frames = merge(graphdef, params)(input_values(batch), batch["lengths"])
             return jnp.argmax(logits, axis=-1).astype(jnp.int32), frames, batch["clip"]
 
         return jax.jit(

@@ -30,6 +30,8 @@ FREE_TO_CHANGE = (
     "data.threads",
     "data.prefetch",
     "data.path",
+    "data.cache",
+    "data.cache_features",
     "mesh.data",
     "mesh.fsdp",
     "train.skip_nonfinite",

@@ -43,7 +43,9 @@ def make_batch(clips: list[np.ndarray], *, seed: int = 0, samples: int = 0) -> d
     labels = rng.integers(0, BLANK, (len(clips), 24)).astype(np.int32)
     labels[:, 1] = labels[:, 0]
     return {
-        "input_values": rows,
+        "samples": rows,
+        "mean": np.zeros(len(clips), np.float32),
+        "scale": np.ones(len(clips), np.float32),
         "lengths": lengths,
         "labels": labels,
         "label_lengths": label_lengths,
@@ -96,8 +98,8 @@ def reference_gradients(
     """
     model = copy.deepcopy(reference.model).double()
     hidden = model.wavlm(
-        torch.tensor(batch["input_values"], dtype=torch.float64),
-        attention_mask=attention_mask(batch["input_values"], batch["lengths"]),
+        torch.tensor(batch["samples"], dtype=torch.float64),
+        attention_mask=attention_mask(batch["samples"], batch["lengths"]),
         mask_time_indices=None if mask is None else torch.tensor(mask),
     )[0]
     loss = torch.nn.functional.ctc_loss(
@@ -127,8 +129,8 @@ def transformers_own(
     model.zero_grad()
     real = np.arange(batch["labels"].shape[1]) < batch["label_lengths"][:, None]
     loss = model(
-        torch.tensor(batch["input_values"]),
-        attention_mask=attention_mask(batch["input_values"], batch["lengths"]),
+        torch.tensor(batch["samples"]),
+        attention_mask=attention_mask(batch["samples"], batch["lengths"]),
         labels=torch.tensor(np.where(real, batch["labels"], -100), dtype=torch.long),
     ).loss
     loss.backward()
@@ -200,13 +202,13 @@ def test_gradients_with_a_fixed_mask(
 ) -> None:
     """The mask embedding's as well."""
     batch = make_batch(speech[:2], seed=1)
-    frames = int(reference.config.frame_count(batch["input_values"].shape[1]))
+    frames = int(reference.config.frame_count(batch["samples"].shape[1]))
     mask = np.random.default_rng(0).random((2, frames)) < 0.3
     expected_loss, expected = reference_gradients(reference, batch, mask)
     graphdef, params = split(port.load(reference.folder))
 
     def mean_loss(params: Any) -> jax.Array:
-        logits, frames = merge(graphdef, params)(batch["input_values"], batch["lengths"], mask_time=mask)
+        logits, frames = merge(graphdef, params)(batch["samples"], batch["lengths"], mask_time=mask)
         loss, _ = ctc.ctc_loss(logits, frames, batch["labels"], batch["label_lengths"], blank_id=BLANK)
         return ctc.reduced_sum(loss, batch["label_lengths"], batch["valid"], reduction="mean") / 2
 
@@ -298,7 +300,7 @@ def test_filler_rows_change_nothing() -> None:
     for length, label_length, value in ((0, 0, 0.0), (SAMPLES, 24, 1.0), (300, 24, -1.0)):
         batch["lengths"][half:] = length
         batch["label_lengths"][half:] = label_length
-        batch["input_values"][half:] = value
+        batch["samples"][half:] = value
         state = gradient_step(QUIET)(small_state(), {name: rows[order] for name, rows in batch.items()})
         assert_same_gradients(state.opt_state, expected.opt_state)
         for name in ("loss", "grad_norm"):
