@@ -451,7 +451,7 @@ class _Watch:
         """The next batch; the time that the devices had nothing to do meanwhile is counted."""
         asked = time.perf_counter()
         batch = next(batches)
-        if state.step.is_ready():  # type: ignore[attr-defined] - jax.Array declares it on its implementation
+        if state.step.is_ready():  # type: ignore[attr-defined]  # jax.Array does not declare it
             self.waited += time.perf_counter() - asked
         return batch
 
