@@ -1,0 +1,194 @@
+"""Clips to batches, without a device: ours, and a torch DataLoader's of the same clips, in turns.
+
+    python benchmarks/input_pipeline.py
+
+TIMIT-like clips are made and written as 16-bit WAV: 1 to 8 s, 3 s in the mean. "Without cache" decodes every
+clip of an epoch anew and makes its batches; "from the cache" makes them of clips that are decoded already.
+Theirs: every clip decoded by soundfile, normalised and padded by transformers' feature extractor, in the
+worker processes of a DataLoader, batches grouped by length as Trainer's `group_by_length` does.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pairs
+from pairs import Worker
+from workload import SAMPLE_RATE
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz "
+
+
+def write_clips(folder: Path, count: int) -> list[Path]:
+    """Noise as 16-bit WAV files."""
+    import soundfile
+
+    random = np.random.default_rng(0)
+    seconds = np.clip(random.lognormal(np.log(2.9), 0.3, count), 1, 8)
+    paths = []
+    for i, length in enumerate(seconds):
+        paths.append(folder / f"{i:05d}.wav")
+        noise = (1000 * random.standard_normal(int(length * SAMPLE_RATE))).astype(np.int16)
+        soundfile.write(paths[-1], noise, SAMPLE_RATE, subtype="PCM_16")
+    return paths
+
+
+class FlaxInput:
+    """The package's decoding, plan and iterator, as train.py strings them together."""
+
+    def __init__(self, paths: list[Path], batch: int, buckets: int, threads: int):
+        from flax_wavlm.config import WavLMConfig
+        from flax_wavlm.corpora import Utterance
+        from flax_wavlm.text import CTCTokenizer, Preprocessor
+
+        random = np.random.default_rng(1)
+        texts = ["".join(random.choice(list(LETTERS), 38)) for _ in paths]
+        self.speech = [Utterance(path.stem, path, text) for path, text in zip(paths, texts, strict=True)]
+        self.tokenizer = CTCTokenizer.from_texts([LETTERS])
+        self.preprocess = Preprocessor(do_normalize=True, return_attention_mask=True)
+        self.frame_count = WavLMConfig().frame_count
+        self.batch, self.buckets, self.threads = batch, buckets, threads
+        self.clips = self._decode()
+
+    def _decode(self) -> list[Any]:
+        from flax_wavlm.batches import decode_clips
+
+        clips, skipped = decode_clips(
+            self.speech, self.tokenizer, frame_count=self.frame_count, threads=self.threads
+        )
+        assert not skipped, skipped[0]
+        return clips
+
+    def _epoch(self, clips: list[Any]) -> None:
+        from flax_wavlm.batches import Batches, choose_buckets, train_iterator
+
+        lengths = np.array([len(clip.samples) for clip in clips])
+        batches = Batches(
+            clips,
+            self.batch,
+            choose_buckets(lengths, self.buckets),
+            steps=-(-len(clips) // self.batch),
+            seed=0,
+            preprocess=self.preprocess,
+        )
+        for _ in train_iterator(batches, threads=self.threads):
+            pass
+        self.plan_padding = batches.plan(0).padding(lengths)
+
+    def block(self, cached: bool) -> float:
+        """Seconds for an epoch. (Here a cache of decoded clips would be opened in place of `self.clips`.)"""
+        start = time.perf_counter()
+        self._epoch(self.clips if cached else self._decode())
+        return time.perf_counter() - start
+
+    def padding(self) -> float:
+        return self.plan_padding
+
+
+class TorchInput:
+    """A DataLoader whose batches are padded to their longest clip."""
+
+    def __init__(self, paths: list[Path], batch: int, workers: int):
+        import soundfile
+        import torch
+        import transformers
+
+        torch.set_num_threads(1)
+        extractor = transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True)
+        self.lengths = np.array([soundfile.info(path).frames for path in paths])
+        decoded = [soundfile.read(path, dtype="float32")[0] for path in paths]
+
+        def collate(clips: list[np.ndarray]) -> Any:
+            return extractor(clips, sampling_rate=SAMPLE_RATE, padding=True, return_tensors="pt")
+
+        class Files(torch.utils.data.Dataset):
+            def __init__(self, cached: bool):
+                self.cached = cached
+
+            def __len__(self) -> int:
+                return len(paths)
+
+            def __getitem__(self, index: int) -> np.ndarray:
+                return decoded[index] if self.cached else soundfile.read(paths[index], dtype="float32")[0]
+
+        self.loaders = {
+            cached: torch.utils.data.DataLoader(
+                Files(cached),
+                batch,
+                sampler=transformers.trainer_pt_utils.LengthGroupedSampler(
+                    batch, lengths=self.lengths.tolist()
+                ),
+                collate_fn=collate,
+                num_workers=workers,
+            )
+            for cached in (True, False)
+        }
+
+    def block(self, cached: bool) -> float:
+        """Seconds for an epoch."""
+        start, padded = time.perf_counter(), 0
+        for batch in self.loaders[cached]:
+            padded += batch["input_values"].numel()
+        self.share = 1 - float(self.lengths.sum() / padded)
+        return time.perf_counter() - start
+
+    def padding(self) -> float:
+        return self.share
+
+
+def main() -> None:
+    parser = pairs.arguments(__doc__)
+    parser.add_argument("--clips", type=int, default=3978, help="TIMIT's training clips under 4 s")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--buckets", type=int, default=6, help="padded lengths")
+    parser.add_argument("--blocks", type=int, default=3, help="pairs of them")
+    options = parser.parse_args()
+    ran = pairs.command(options, parser)
+    if options.rehearse:
+        options.clips, options.blocks = 128, 1
+    options.device = "cpu"
+    pairs.prepare(options)
+    lines = []
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = write_clips(Path(scratch), options.clips)
+        size = (options.batch, options.buckets, options.cores)
+        with pairs.workers(
+            ours=lambda: Worker("input_pipeline:FlaxInput", paths, *size),
+            theirs=lambda: Worker("input_pipeline:TorchInput", paths, options.batch, options.cores),
+        ) as (flax, torch):
+            for cached, job in ((False, "without cache"), (True, "from the cache")):
+                measured = pairs.alternate(
+                    lambda: flax("block", cached),  # noqa: B023
+                    lambda: torch("block", cached),  # noqa: B023
+                    options.blocks,
+                )
+                rates = [options.clips / spread.median for spread in (measured.ours, measured.theirs)]
+                lines.append(
+                    pairs.row(
+                        job,
+                        "clips a second",
+                        rates[0],
+                        theirs=rates[1],
+                        at_least=1000 if cached and not options.rehearse else None,
+                        blocks=measured.blocks,
+                        seconds_ratio=measured.ratio._asdict(),
+                    )
+                )
+            lines.append(
+                pairs.row(
+                    f"padding, {options.buckets} shapes, batches of {options.batch}",
+                    "of all samples",
+                    flax("padding"),
+                    theirs=torch("padding"),
+                    at_most=None if options.rehearse else 0.05,
+                )
+            )
+    pairs.write(options, ran, "cpu", lines)
+
+
+if __name__ == "__main__":
+    main()
