@@ -361,16 +361,19 @@ def _open_weights(path: Path) -> dict[str, Tensor]:
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
+    def read(name: str) -> np.ndarray:
+        # Opened anew for each: while it is open, every page that was read counts as this process's memory.
+        with safe_open(path, framework="numpy") as file:
+            return file.get_tensor(name)
+
     try:
-        file = safe_open(path, framework="numpy")
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+        with safe_open(path, framework="numpy") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path}: not a whole safetensors file ({error}); download or copy it again"
         ) from None
-    return {
-        name: Tensor(name, shape, functools.partial(file.get_tensor, name)) for name, shape in shapes.items()
-    }
+    return {name: Tensor(name, shape, functools.partial(read, name)) for name, shape in shapes.items()}
 
 
 def _load_pickle(path: Path) -> dict[str, Any]:
