@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class FlaxTraining:
         for _ in range(steps):
             self.state = self.step(self.state, self.batch)
             sums.append(float(self.state.totals["loss"]))
-        return [after - before for before, after in zip(sums, sums[1:], strict=False)]
+        return [after - before for before, after in itertools.pairwise(sums)]
 
     def block(self, steps: int) -> float:
         """Seconds a step, over so many of them."""

@@ -10,6 +10,7 @@ counted only. With --one_by_one the pipeline is timed clip by clip too.
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -98,7 +99,7 @@ class TorchPipeline:
         return time.perf_counter() - start
 
 
-def main() -> None:
+def command_line() -> argparse.ArgumentParser:
     parser = pairs.arguments(__doc__)
     parser.add_argument("--size", choices=tuple(workload.SIZES), default="base")
     parser.add_argument("--layers", type=int, default=0, help="in place of the size's own; 0: those")
@@ -107,8 +108,11 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--one_by_one", action="store_true", help="time the pipeline without batches too")
     parser.add_argument("--blocks", type=int, default=3, help="pairs of them")
-    options = parser.parse_args()
-    ran = pairs.command(options, parser)
+    return parser
+
+
+def main() -> None:
+    options, ran = pairs.parse(command_line())
     if options.rehearse:
         options.size, options.clips, options.batch, options.blocks = "tiny", 6, 2, 2
     pairs.prepare(options)
@@ -140,8 +144,8 @@ def main() -> None:
             device = flax("device")
             for batch in timed:
                 measured = pairs.alternate(
-                    lambda: flax("block"), lambda: torch("block", batch), options.blocks
-                )  # noqa: B023
+                    lambda: flax("block"), lambda batch=batch: torch("block", batch), options.blocks
+                )
                 layers = f", {options.layers} layers" if options.layers else ""
                 whole = not (options.layers or options.rehearse) and batch > 1
                 lines.append(

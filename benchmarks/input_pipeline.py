@@ -10,6 +10,8 @@ worker processes of a DataLoader, batches grouped by length as Trainer's `group_
 
 from __future__ import annotations
 
+import argparse
+import functools
 import tempfile
 import time
 from pathlib import Path
@@ -89,6 +91,25 @@ class FlaxInput:
         return self.plan_padding
 
 
+class Files:
+    """A torch dataset: the samples [N] of each file, decoded when asked for, or before."""
+
+    def __init__(self, paths: list[Path], cached: bool):
+        self.paths = paths
+        self.decoded = [self._decode(path) for path in paths] if cached else None
+
+    def _decode(self, path: Path) -> np.ndarray:
+        import soundfile
+
+        return soundfile.read(path, dtype="float32")[0]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.decoded[index] if self.decoded is not None else self._decode(self.paths[index])
+
+
 class TorchInput:
     """A DataLoader whose batches are padded to their longest clip."""
 
@@ -96,34 +117,22 @@ class TorchInput:
         import soundfile
         import torch
         import transformers
+        from transformers.trainer_pt_utils import LengthGroupedSampler
 
         torch.set_num_threads(1)
+        lengths = [soundfile.info(path).frames for path in paths]
         extractor = transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True)
-        self.lengths = np.array([soundfile.info(path).frames for path in paths])
-        decoded = [soundfile.read(path, dtype="float32")[0] for path in paths]
-
-        def collate(clips: list[np.ndarray]) -> Any:
-            return extractor(clips, sampling_rate=SAMPLE_RATE, padding=True, return_tensors="pt")
-
-        class Files(torch.utils.data.Dataset):
-            def __init__(self, cached: bool):
-                self.cached = cached
-
-            def __len__(self) -> int:
-                return len(paths)
-
-            def __getitem__(self, index: int) -> np.ndarray:
-                return decoded[index] if self.cached else soundfile.read(paths[index], dtype="float32")[0]
-
+        self.samples = sum(lengths)
         self.loaders = {
             cached: torch.utils.data.DataLoader(
-                Files(cached),
+                Files(paths, cached),
                 batch,
-                sampler=transformers.trainer_pt_utils.LengthGroupedSampler(
-                    batch, lengths=self.lengths.tolist()
+                sampler=LengthGroupedSampler(batch, lengths=lengths),
+                collate_fn=functools.partial(
+                    extractor, sampling_rate=SAMPLE_RATE, padding=True, return_tensors="pt"
                 ),
-                collate_fn=collate,
                 num_workers=workers,
+                multiprocessing_context="fork",
             )
             for cached in (True, False)
         }
@@ -133,21 +142,24 @@ class TorchInput:
         start, padded = time.perf_counter(), 0
         for batch in self.loaders[cached]:
             padded += batch["input_values"].numel()
-        self.share = 1 - float(self.lengths.sum() / padded)
+        self.share = 1 - self.samples / padded
         return time.perf_counter() - start
 
     def padding(self) -> float:
         return self.share
 
 
-def main() -> None:
+def command_line() -> argparse.ArgumentParser:
     parser = pairs.arguments(__doc__)
     parser.add_argument("--clips", type=int, default=3978, help="TIMIT's training clips under 4 s")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--buckets", type=int, default=6, help="padded lengths")
     parser.add_argument("--blocks", type=int, default=3, help="pairs of them")
-    options = parser.parse_args()
-    ran = pairs.command(options, parser)
+    return parser
+
+
+def main() -> None:
+    options, ran = pairs.parse(command_line())
     if options.rehearse:
         options.clips, options.blocks = 128, 1
     options.device = "cpu"

@@ -58,14 +58,16 @@ def prepare(options: argparse.Namespace) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
 
 
-def command(options: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
-    """The shortest command line that gives these options."""
+def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, str]:
+    """The options, and the shortest command line that gives them."""
+    options = parser.parse_args()
     words = ["python", f"benchmarks/{Path(sys.argv[0]).name}"]
     for name, value in vars(options).items():
         if value == parser.get_default(name) or name == "results":
             continue
-        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return " ".join(words)
+        values = [] if value is True else value if isinstance(value, list) else [value]
+        words += [f"--{name}", *map(str, values)]
+    return options, " ".join(words)
 
 
 # --- Workers ------------------------------------------------------------------------------------------------
@@ -152,7 +154,7 @@ class Spread(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Blocks in turns: ours, theirs, ours, theirs; and the ratio of each pair, below 1 where ours is faster."""
+    """Blocks in turns: ours, theirs, ours, theirs; and each pair's ratio, below 1 where ours is faster."""
 
     ours: Spread
     theirs: Spread

@@ -10,10 +10,12 @@ from 5 s on. On a CPU the devices are pretended: that shows that it works, and n
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pairs
@@ -26,7 +28,7 @@ def exponent(sizes: list[float], values: list[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
-def main() -> None:
+def command_line() -> argparse.ArgumentParser:
     parser = pairs.arguments(__doc__)
     parser.add_argument("--size", choices=tuple(workload.SIZES), default="base")
     parser.add_argument("--layers", type=int, default=2)
@@ -39,10 +41,13 @@ def main() -> None:
     parser.add_argument("--remat", default="none", help="WavLMConfig.remat, ours only")
     parser.add_argument("--blocks", type=int, default=1, help="pairs of them")
     parser.add_argument("--steps", type=int, default=1, help="in a block")
-    options = parser.parse_args()
-    ran = pairs.command(options, parser)
+    return parser
+
+
+def main() -> None:
+    options, ran = pairs.parse(command_line())
     if options.rehearse:
-        options.size, options.seconds, options.batches, options.devices = "tiny", [1, 5, 10], [1, 2], [1, 2]
+        options.size, options.seconds, options.batches, options.devices = "tiny", [5, 6], [1], [1, 2]
     pairs.prepare(options)
     chosen = workload.settings(options.size, layers=options.layers)
     overrides = {"dtype": options.dtype, "remat": options.remat}
@@ -100,7 +105,9 @@ def main() -> None:
     pairs.write(options, ran, "cpu" if options.device == "cpu" else pairs.slug(device), lines)
 
 
-def pretended(options, name: str, folder: Path, overrides: dict[str, str]) -> list[dict]:
+def pretended(
+    options: argparse.Namespace, name: str, folder: Path, overrides: dict[str, str]
+) -> list[dict[str, Any]]:
     """Seconds a step of one batch over several devices that are one CPU; the losses must agree."""
     batch = workload.make_batch(max(options.devices), 2.0)
     lines, first = [], None

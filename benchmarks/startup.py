@@ -12,6 +12,7 @@ port      wavlm-large of random weights, from safetensors: seconds, and the proc
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -29,16 +30,16 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "train_flax.py"
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.py"
 
 
-def first_step(scratch: Path, cache: Path, small: bool) -> float:
+def first_step(scratch: Path, cache: Path, *, small: bool) -> float:
     """Seconds from the command to the log line of the first step; then the run is ended."""
-    clips = ["--config.data.synthetic.train_clips=64", "--config.data.synthetic.test_clips=24"]
+    tiny = ("data.synthetic.train_clips=64", "data.synthetic.test_clips=24", "data.buckets=1")
     arguments = [
         sys.executable,
         str(SCRIPT),
         f"--config={CONFIG}",
         f"--config.data.path={scratch / 'speech'}",
         "--config.train.log_every=1",
-        *(clips if small else []),
+        *(f"--config.{setting}" for setting in tiny if small),
     ]
     settings = {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -143,7 +144,7 @@ class TorchPort(FlaxPort):
         torch.set_num_threads(threads)
         start = time.perf_counter()
         model = WavLMForCTC.from_pretrained(folder)
-        sum(float(parameter.flatten()[0]) for parameter in model.parameters())
+        sum(float(tensor.flatten()[0]) for tensor in model.state_dict().values())
         self.taken = time.perf_counter() - start
         self.peak = pairs.peak_rss()
 
@@ -156,12 +157,15 @@ def ask(method: str, maker: str, *args: Any) -> Any:
     return answer
 
 
-def main() -> None:
+def command_line() -> argparse.ArgumentParser:
     parser = pairs.arguments(__doc__)
     parser.add_argument("--parts", nargs="+", default=["demo", "compile", "port"], metavar="PART")
     parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
-    ran = pairs.command(options, parser)
+    return parser
+
+
+def main() -> None:
+    options, ran = pairs.parse(command_line())
     large = workload.settings("large")
     if options.rehearse:
         large, options.repeats = workload.settings("tiny"), 1
@@ -171,11 +175,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         if "demo" in options.parts:
-            first_step(scratch, scratch / "unused", options.rehearse)  # makes the corpus
+            if full:
+                first_step(scratch, scratch / "unused", small=False)  # makes the corpus
             cold, warm = [], []
             for i in range(options.repeats):
-                cold.append(first_step(scratch, scratch / f"cache{i}", options.rehearse))
-                warm.append(first_step(scratch, scratch / f"cache{i}", options.rehearse))
+                cold.append(first_step(scratch, scratch / f"cache{i}", small=not full))
+                warm.append(first_step(scratch, scratch / f"cache{i}", small=not full))
             for job, taken, target in (("cold", cold, None), ("warm", warm, 12)):
                 spread = Spread.of(taken)
                 lines.append(

@@ -44,8 +44,8 @@ def section(found: list[dict[str, Any]]) -> str:
                 done.add(row["command"].removeprefix("python benchmarks/"))
                 where = row["environment"]
                 machines.add(
-                    f"{where['cores']} cores of {where['cpu']}, jax {where['jax']}, torch {where.get('torch')}, "
-                    f"transformers {where.get('transformers')}"
+                    f"{where['cores']} cores of {where['cpu']}; "
+                    + ", ".join(f"{name} {where.get(name)}" for name in ("jax", "torch", "transformers"))
                 )
         lines = [HEAD, ("---",) * len(HEAD), *rows]
         table = "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -9,6 +9,7 @@ must agree. Without --recipe nothing is random: dropouts, LayerDrop and SpecAugm
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import tempfile
 from pathlib import Path
@@ -42,7 +43,7 @@ def check_losses(ours: list[float], theirs: list[float], tolerance: float) -> No
             raise SystemExit(f"the two sides do not compute the same: losses {ours} and {theirs}")
 
 
-def main() -> None:
+def command_line() -> argparse.ArgumentParser:
     parser = pairs.arguments(__doc__)
     parser.add_argument("--size", choices=tuple(workload.SIZES), default="base")
     parser.add_argument("--layers", type=int, default=0, help="in place of the size's own; 0: those")
@@ -55,8 +56,11 @@ def main() -> None:
     parser.add_argument("--unroll", type=int, default=1, help="WavLMConfig.unroll, ours only")
     parser.add_argument("--blocks", type=int, default=5, help="pairs of them")
     parser.add_argument("--steps", type=int, default=30, help="in a block")
-    options = parser.parse_args()
-    ran = pairs.command(options, parser)
+    return parser
+
+
+def main() -> None:
+    options, ran = pairs.parse(command_line())
     if options.rehearse:
         options.size, options.batch, options.seconds, options.blocks, options.steps = "tiny", 2, 1.0, 2, 2
     pairs.prepare(options)
