@@ -174,8 +174,8 @@ def main() -> None:
         ) as (flax, torch):
             for cached, job in ((False, "without cache"), (True, "from the cache")):
                 measured = pairs.alternate(
-                    lambda: flax("block", cached),  # noqa: B023
-                    lambda: torch("block", cached),  # noqa: B023
+                    lambda cached=cached: flax("block", cached),
+                    lambda cached=cached: torch("block", cached),
                     options.blocks,
                 )
                 rates = [options.clips / spread.median for spread in (measured.ours, measured.theirs)]

@@ -59,15 +59,8 @@ def prepare(options: argparse.Namespace) -> None:
 
 
 def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, str]:
-    """The options, and the shortest command line that gives them."""
-    options = parser.parse_args()
-    words = ["python", f"benchmarks/{Path(sys.argv[0]).name}"]
-    for name, value in vars(options).items():
-        if value == parser.get_default(name) or name == "results":
-            continue
-        values = [] if value is True else value if isinstance(value, list) else [value]
-        words += [f"--{name}", *map(str, values)]
-    return options, " ".join(words)
+    """The options, and the command that a result is kept under."""
+    return parser.parse_args(), " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
 # --- Workers ------------------------------------------------------------------------------------------------
