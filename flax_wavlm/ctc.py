@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 Array = jax.Array
+
+LOG_ZERO = -1e30  # finite, so that no difference of two is NaN
 
 
 def ctc_loss(
@@ -29,15 +32,95 @@ def ctc_loss(
     padded_labels = positions >= label_lengths[:, None]
     repeats = jnp.sum((labels[:, 1:] == labels[:, :-1]) & ~padded_labels[:, 1:], axis=1)
     feasible = label_lengths + repeats <= frames
-    padded_frames = jnp.arange(logits.shape[1]) >= frames[:, None]
-    loss = optax.ctc_loss(
-        logits.astype(jnp.float32),
-        padded_frames.astype(jnp.float32),
-        labels,
-        padded_labels.astype(jnp.float32),
-        blank_id=blank_id,
-    )
+    labels = jnp.where(padded_labels, blank_id, labels)  # whatever stood there
+    loss = _negative_log_likelihood(logits.astype(jnp.float32), frames, labels, label_lengths, blank_id)
     return jnp.where(feasible, loss, 0.0), feasible
+
+
+# Automatic differentiation would make a second loop over the frames, back in time. The textbook's gradient
+# needs the recursion from both ends, and that is one loop: from the end it is the same recursion for the
+# reversed clip and labels. Loops over frames are what a GPU is slow at.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _negative_log_likelihood(
+    logits: Array, frames: Array, labels: Array, label_lengths: Array, blank_id: int
+) -> Array:
+    """The loss [B] where the labels fit; anything finite where they do not. Arguments as `ctc_loss`."""
+    log_probs = jax.nn.log_softmax(logits)
+    return _recursion(log_probs, frames, labels, label_lengths, blank_id)[0]
+
+
+def _with_gradient(
+    logits: Array, frames: Array, labels: Array, label_lengths: Array, blank_id: int
+) -> tuple[Array, Array]:
+    """The loss [B], and its gradient [B, T, V]: what the model says less what the labels make of it."""
+    batch, time, outputs = logits.shape
+    log_probs = jax.nn.log_softmax(logits)
+    back = jnp.maximum(frames[:, None] - 1 - jnp.arange(time), 0)  # [B, T]: a clip's frames, the last first
+    label_back = jnp.maximum(label_lengths[:, None] - 1 - jnp.arange(labels.shape[1]), 0)
+    loss, log_alpha, emission, states = _recursion(
+        jnp.concatenate([log_probs, jnp.take_along_axis(log_probs, back[:, :, None], axis=1)]),
+        jnp.concatenate([frames, frames]),
+        jnp.concatenate([labels, jnp.take_along_axis(labels, label_back, axis=1)]),
+        jnp.concatenate([label_lengths, label_lengths]),
+        blank_id,
+    )
+    index = jnp.arange(states.shape[1])
+    state_back = 2 * label_lengths[:, None] - index  # [B, S]
+    log_beta = jnp.take_along_axis(log_alpha[batch:], back[:, :, None], axis=1)
+    log_beta = jnp.take_along_axis(log_beta, jnp.maximum(state_back, 0)[:, None, :], axis=2)
+    # Both count the frame itself. A frame is in one of the states: the scale of alpha and beta is free.
+    log_posterior = log_alpha[:batch] + log_beta - emission[:batch]
+    posterior = jax.nn.softmax(jnp.where(state_back[:, None, :] >= 0, log_posterior, -jnp.inf))
+    of_outputs = jnp.einsum(
+        "bts,bsv->btv", posterior, jax.nn.one_hot(states[:batch], outputs), precision="highest"
+    )
+    real = (jnp.arange(time) < frames[:, None])[:, :, None]
+    return loss[:batch], jnp.where(real, jnp.exp(log_probs) - of_outputs, 0)
+
+
+def _recursion(
+    log_probs: Array, frames: Array, labels: Array, label_lengths: Array, blank_id: int
+) -> tuple[Array, Array, Array, Array]:
+    """Forward variables (the paper's section 4.1) over the states: blank, label, blank, ..., label, blank.
+
+    Returns: the loss [B]; log alpha [B, T, S] less its largest of each frame; the states' log probabilities
+        [B, T, S]; and their labels [B, S], S = 2 * labels + 1.
+    """
+    batch, time, _ = log_probs.shape
+    states = jnp.full((batch, 2 * labels.shape[1] + 1), blank_id).at[:, 1::2].set(labels)
+    index = jnp.arange(states.shape[1])
+    before = jnp.pad(states[:, :-2], ((0, 0), (2, 0)), constant_values=blank_id)
+    may_skip = (states != blank_id) & (states != before)  # the blank before a label unlike the last one
+    emission = jnp.take_along_axis(log_probs, states[:, None, :], axis=2)
+
+    def advance(log_alpha: Array, now: Array) -> tuple[Array, tuple[Array, Array]]:
+        one = jnp.pad(log_alpha[:, :-1], ((0, 0), (1, 0)), constant_values=LOG_ZERO)
+        two = jnp.pad(log_alpha[:, :-2], ((0, 0), (2, 0)), constant_values=LOG_ZERO)
+        ways = jnp.stack([log_alpha, one, jnp.where(may_skip, two, LOG_ZERO)])
+        log_alpha = jax.nn.logsumexp(ways, axis=0) + now
+        largest = jnp.max(log_alpha, axis=1)
+        log_alpha = log_alpha - largest[:, None]  # else sums over hundreds of frames lose digits
+        return log_alpha, (log_alpha, largest)
+
+    # Before the first frame: in the blank that precedes all, with no way to stay out of the first label.
+    start = jnp.where(index == 0, 0.0, LOG_ZERO) * jnp.ones((batch, 1))
+    _, (log_alpha, largest) = jax.lax.scan(advance, start, emission.swapaxes(0, 1))
+    log_alpha, largest = log_alpha.swapaxes(0, 1), largest.T
+    last = jnp.maximum(frames - 1, 0)[:, None, None]
+    final = jnp.take_along_axis(log_alpha, last, axis=1)[:, 0]  # [B, S]
+    ends = (index == 2 * label_lengths[:, None]) | (index == 2 * label_lengths[:, None] - 1)
+    log_likelihood = jax.nn.logsumexp(jnp.where(ends, final, LOG_ZERO), axis=1)
+    log_likelihood += jnp.sum(jnp.where(jnp.arange(time) < frames[:, None], largest, 0), axis=1)
+    return jnp.where(frames > 0, -log_likelihood, 0.0), log_alpha, emission, states
+
+
+def _backward(blank_id: int, gradient: Array, d_loss: Array) -> tuple[Array, None, None, None]:
+    return gradient * d_loss[:, None, None], None, None, None
+
+
+_negative_log_likelihood.defvjp(_with_gradient, _backward)
 
 
 def reduced_sum(loss: Array, label_lengths: Array, valid: Array, *, reduction: str) -> Array:
@@ -49,6 +132,18 @@ def reduced_sum(loss: Array, label_lengths: Array, valid: Array, *, reduction: s
     if reduction == "mean":
         loss = loss / jnp.maximum(label_lengths, 1)
     return jnp.sum(jnp.where(valid, loss, 0.0))
+
+
+def greedy(logits: Array, frames: Array, *, blank_id: int) -> Array:
+    """`collapse` of the best path of each clip, on the device.
+
+    Args: logits [B, T, V], frames [B] int, the valid ones. Returns: [B, T] int32, in each row the clip's
+        labels in order, among entries of -1 where a frame adds none.
+    """
+    ids = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    before = jnp.pad(ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    kept = (ids != before) & (ids != blank_id) & (jnp.arange(ids.shape[1]) < frames[:, None])
+    return jnp.where(kept, ids, -1)
 
 
 def collapse(ids: np.ndarray, blank_id: int) -> np.ndarray:

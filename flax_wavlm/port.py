@@ -397,23 +397,25 @@ def _open_weights(path: Path) -> dict[str, Tensor]:
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
+    def read(name: str) -> np.ndarray:
+        # Opened anew for each: while it is open, every page that was read counts as this process's memory.
+        with safe_open(path, framework="numpy") as file:
+            return file.get_tensor(name)
+
     try:
         path.open("rb").close()  # safetensors says of every such failure that there is no file
-        file = safe_open(path, framework="numpy")
-        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        with safe_open(path, framework="numpy") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            types = {name: part.get_dtype() for name, part in parts.items()}
+            shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except SafetensorError as error:
         raise UserError(
             f"{path}: not a whole safetensors file ({one_line(error)}); download or copy it again"
         ) from None
-    _check_types(
-        path, {name: part.get_dtype() for name, part in parts.items()}, ("F32", "F16", "BF16", "F64")
-    )
-    return {
-        name: Tensor(name, tuple(part.get_shape()), functools.partial(file.get_tensor, name))
-        for name, part in parts.items()
-    }
+    _check_types(path, types, ("F32", "F16", "BF16", "F64"))
+    return {name: Tensor(name, shape, functools.partial(read, name)) for name, shape in shapes.items()}
 
 
 def _check_types(path: Path, types: Mapping[str, str], floats: tuple[str, ...]) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -129,11 +128,10 @@ class Recogniser:
         texts = [""] * len(clips)
         inputs = ({name: batch[name] for name in (*INPUTS, "clip")} for batch in batches)
         outputs = (self._greedy(self.params, sharding.put_batch(self.mesh, batch)) for batch in inputs)
-        for paths, frames, rows in map(jax.device_get, ahead(outputs, 2)):
-            for path, valid, clip in zip(paths, frames, rows, strict=True):
+        for labels, rows in map(jax.device_get, ahead(outputs, 2)):
+            for row, clip in zip(labels, rows, strict=True):
                 if clip != FILLER:
-                    labels = ctc.collapse(path[:valid], self.tokenizer.blank_id)
-                    texts[clip] = self.tokenizer.decode(labels, collapsed=True)
+                    texts[clip] = self.tokenizer.decode(row[row >= 0], collapsed=True)
         return texts
 
     def transcribe_files(
@@ -219,16 +217,16 @@ class Recogniser:
             )
 
     @functools.cached_property
-    def _greedy(self) -> Callable[[Params, dict[str, Array]], tuple[Array, Array, Array]]:
-        """The jitted function (params, batch) -> best path [B, T], frames [B], clip [B].
+    def _greedy(self) -> Callable[[Params, dict[str, Array]], tuple[Array, Array]]:
+        """The jitted function (params, batch) -> labels [B, T] as `ctc.greedy` gives them, clip [B].
 
         GroupNorm runs over each clip's own frames: a base model's text must not depend on the batch.
         """
         graphdef, _ = structure(dataclasses.replace(self.config, masked_group_norm=True))
 
-        def greedy(params: Params, batch: dict[str, Array]) -> tuple[Array, Array, Array]:
+        def greedy(params: Params, batch: dict[str, Array]) -> tuple[Array, Array]:
             logits, frames = merge(graphdef, params)(input_values(batch), batch["lengths"])
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32), frames, batch["clip"]
+            return ctc.greedy(logits, frames, blank_id=self.tokenizer.blank_id), batch["clip"]
 
         return jax.jit(
             greedy,

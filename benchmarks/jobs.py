@@ -1,0 +1,25 @@
+"""Every measurement that belongs into the table, as the command line that makes it."""
+
+CPU = (
+    "startup.py",
+    "input_pipeline.py",
+    "train_step.py --size demo --steps 10",
+    "train_step.py --size demo --steps 10 --recipe",
+    "train_step.py --size base --batch 4 --steps 1",
+    "train_step.py --size large --batch 2 --blocks 2 --steps 1",
+    "inference.py --clips 16 --batch 4 --blocks 2",
+    "scaling.py --seconds 1 5 10 20 40 60",
+)
+LARGE = "train_step.py --device cuda --size large --batch 32 --dtype bfloat16"
+CUDA = (
+    f"{LARGE}",
+    f"{LARGE} --baseline B2",
+    f"{LARGE} --baseline B3",
+    f"{LARGE} --recipe",
+    f"{LARGE} --seconds 8",
+    f"{LARGE} --seconds 8 --baseline B3",
+    "inference.py --device cuda --size large --clips 512 --batch 32 --dtype bfloat16 --one_by_one",
+    "startup.py --device cuda",
+    "scaling.py --device cuda --size large --layers 24 --batch 8 --dtype bfloat16 --blocks 3 --steps 10",
+)
+JOBS = {"cpu": CPU, "cuda": CUDA}

@@ -1,0 +1,100 @@
+"""The benchmarks run, count right, and need no more than they say."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import jobs  # noqa: E402
+import pairs  # noqa: E402
+import workload  # noqa: E402
+
+
+def run(script: str = "", *arguments: str, code: str = "") -> str:
+    """What a script prints; `code` runs before it in the same interpreter."""
+    start = [sys.executable, "-c", code] if code else [sys.executable, str(BENCHMARKS / script)]
+    settings = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(BENCHMARKS)]), "XLA_FLAGS": ""}
+    done = subprocess.run(
+        [*start, *arguments], env=os.environ | settings, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_step_flops_of_wavlm_large():
+    """The totals, in TFLOP, of the estimate that the MFU is told by, and its parts at 4 s."""
+    chosen = workload.settings("large")
+    four = {name: flops / 1e12 for name, flops in workload.step_flops(chosen, 32, 4.0).items()}
+    assert {name: round(flops, 2) for name, flops in four.items()} == {
+        "feature encoder": 0.63,
+        "positional convolution": 0.32,
+        "q, k, v, out": 3.85,
+        "scores and their product with V": 0.37,
+        "feed-forward": 7.69,
+        "rest": 0.03,
+        "total": 12.89,
+    }
+    assert round(workload.step_flops(chosen, 32, 8.0)["total"] / 1e12, 1) == 26.6
+
+
+def test_ratio_is_of_neighbouring_blocks():
+    ours, theirs = iter([9, 1, 2, 3]), iter([9, 2, 8, 3])
+    measured = pairs.alternate(lambda: next(ours), lambda: next(theirs), 3)  # the first of each warms up
+    assert measured.ratio == (0.5, 0.25, 1.0)
+    assert measured.ours == (2, 1, 3)
+
+
+def test_target_is_on_the_ratio_where_there_is_one():
+    ratio = pairs.Spread(0.7, 0.6, 0.8)
+    assert pairs.row("a", "s", 9.0, ratio=ratio, at_most=0.7)["met"] is True
+    assert pairs.row("a", "s", 9.0, ratio=ratio, at_most=0.6)["met"] is False
+    assert pairs.row("a", "s", 9.0, at_most=8)["met"] is False
+    assert pairs.row("a", "s", 9.0, at_least=8)["met"] is True
+
+
+def test_table_is_what_the_results_say():
+    run("table.py", "--check")
+
+
+def test_every_job_is_a_command_that_parses():
+    for device, listed in jobs.JOBS.items():
+        for job in listed:
+            script, *arguments = job.split()
+            module = importlib.import_module(script.removesuffix(".py"))
+            assert module.command_line().parse_args(arguments).device == device
+
+
+NEEDED_ELSEWHERE = ("grain", "datasets", "jiwer", "soundfile", "soxr", "ml_collections")
+
+
+def test_model_and_step_need_no_package_for_data():
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({NEEDED_ELSEWHERE}))\n"  # import of None fails
+    modules = [f"flax_wavlm.{name}" for name in ("model", "step", "port", "optim", "ctc", "sharding")]
+    modules += ["flax_side", "torch_side", "train_step", "scaling", "startup", "workload"]
+    run(code=blocked + "\n".join(f"import {module}" for module in modules))
+    assert "ok" in run(code=blocked + "try:\n    import grain.python\nexcept ImportError:\n    print('ok')")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train_step", "inference", "input_pipeline", "startup", "scaling"])
+def test_rehearsal(script: str, tmp_path: Path):
+    printed = run(f"{script}.py", "--rehearse", "--results", str(tmp_path))
+    result = json.loads((tmp_path / f"{script}-cpu.json").read_text())
+    assert result["benchmark"] == script
+    for row in result["rows"]:
+        assert row["ours"] >= 0
+        assert row["job"] in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("baseline", ["B2", "B3"])
+def test_rehearsal_of_the_compiled_baselines(baseline: str):
+    run("train_step.py", "--rehearse", "--baseline", baseline)
