@@ -9,14 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 from jax.extend.core import jaxprs_in_params
+from jax.sharding import AxisType, Mesh
 from jax.test_util import check_grads
 from reference import NO_REGULARISATION, Reference
 
-from flax_wavlm import WavLMConfig, attention, port, sharding
+from flax_wavlm import WavLMConfig, WavLMForCTC, attention, port, sharding
 from flax_wavlm.errors import UserError
 from flax_wavlm.model import merge, split, structure
+from flax_wavlm.step import init_state, jit_train_step, make_train_step
 
 SIMPLE = 1e-5  # tolerance for a simple module in float32
 DEEP = 1e-4  # and for a whole model
@@ -256,6 +260,40 @@ def test_sharded_over_devices() -> None:
     ] * 5
 
 
+@pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
+def test_sharded_step() -> None:
+    """One update on four by two devices with the kernel is one on a single device with the plain one."""
+    convs = {"conv_dim": (8, 8), "conv_kernel": (10, 8), "conv_stride": (5, 64)}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = WavLMConfig(**NO_REGULARISATION, **convs, **sizes, do_stable_layer_norm=True)
+    params = split(WavLMForCTC(config, nnx.Rngs(0)))[1]
+    rng = np.random.default_rng(0)
+    batch = {
+        "input_values": rng.normal(size=(8, 6400)).astype(np.float32),
+        "lengths": np.arange(6400, 6400 - 8 * 400, -400, dtype=np.int32),
+        "labels": rng.integers(1, 30, (8, 4)).astype(np.int32),
+        "label_lengths": np.full(8, 3, np.int32),
+        "valid": np.ones(8, bool),
+    }
+    optimizer = optax.sgd(1.0)
+
+    def updated(name: str, mesh: Mesh) -> Any:
+        graphdef, _ = structure(config.replace(attention=name))
+        step = make_train_step(graphdef, optimizer, blank_id=0, reduction="mean", seed=0)
+        state = init_state(jax.tree.map(jnp.copy, params), {}, optimizer)
+        state = jax.device_put(state, sharding.tree_sharding(mesh, state))
+        return jax.device_get(
+            jit_train_step(step, mesh, state)(state, sharding.put_batch(mesh, batch)).params
+        )
+
+    one = jax.make_mesh((1, 1), sharding.BATCH_AXES, devices=jax.devices()[:1])
+    expected, got = updated("xla", one), updated("pallas", sharding.make_mesh(fsdp=2))
+    for (path, x), y in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=DEEP, err_msg=str(path))
+    moved = expected["wavlm"]["encoder"]["bucket_bias"] - params["wavlm"]["encoder"]["bucket_bias"]
+    assert np.abs(moved).max() > 0
+
+
 # --- Memory -------------------------------------------------------------------------------------------------
 
 
@@ -370,6 +408,23 @@ def test_lowers_for_cuda(time: int, dtype: Any) -> None:
         disabled_checks=[jax.export.DisabledSafetyCheck.custom_call(triton)],
     )(*layer_inputs(2, time, 16, 64, dtype))
     assert exported.mlir_module().count(f"@{triton}") == 4
+
+
+@pytest.mark.parametrize("time", [199, 200])
+def test_cudnn_lowers_for_cuda(time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as it goes without a GPU: cuDNN's version is not there to be asked for."""
+    own = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(own, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(own, "check_compute_capability", lambda _: True)
+
+    def fused(*arrays: jax.Array, frames: jax.Array) -> jax.Array:
+        *qkv_gate, table = arrays
+        return attention.cudnn(*qkv_gate, attention.toeplitz(table), frames)
+
+    arguments = layer_inputs(2, time, 16, 64, jnp.bfloat16)
+    lowered = jax.jit(layer_gradient(fused)).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    kernels = re.findall(r"@__cudnn\$(\w+)", lowered)
+    assert kernels == ["fmhaScaleBiasSoftmax", "fmhaScaleBiasSoftmaxBackward"]
 
 
 # --- Which one ----------------------------------------------------------------------------------------------
