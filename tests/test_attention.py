@@ -260,6 +260,7 @@ def test_sharded_over_devices() -> None:
     ] * 5
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
 def test_sharded_step() -> None:
     """One update on four by two devices with the kernel is one on a single device with the plain one."""
@@ -282,11 +283,11 @@ def test_sharded_step() -> None:
         step = make_train_step(graphdef, optimizer, blank_id=0, reduction="mean", seed=0)
         state = init_state(jax.tree.map(jnp.copy, params), {}, optimizer)
         state = jax.device_put(state, sharding.tree_sharding(mesh, state))
-        return jax.device_get(
-            jit_train_step(step, mesh, state)(state, sharding.put_batch(mesh, batch)).params
-        )
+        state = jit_train_step(step, mesh, state)(state, sharding.put_batch(mesh, batch))
+        return jax.device_get(state.params)
 
-    one = jax.make_mesh((1, 1), sharding.BATCH_AXES, devices=jax.devices()[:1])
+    auto = (AxisType.Auto, AxisType.Auto)
+    one = jax.make_mesh((1, 1), sharding.BATCH_AXES, axis_types=auto, devices=jax.devices()[:1])
     expected, got = updated("xla", one), updated("pallas", sharding.make_mesh(fsdp=2))
     for (path, x), y in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=DEEP, err_msg=str(path))
