@@ -9,6 +9,7 @@ model.py: B clips, T frames, H heads, K head size.
     cudnn    cuDNN's fused kernel: NVIDIA GPUs, bfloat16, no attention dropout. Holds the bias [B, H, T, T].
     pallas   our fused kernel, forward and backward: no attention dropout. Memory is linear in T.
 
+The fused ones are compiled for TPUs and GPUs but have not run on one yet, so the limits below are estimates.
 `choose` says which of them a call takes, and why.
 """
 
@@ -76,9 +77,7 @@ def choose(
         return Choice("xla", f"no fused kernel has attention dropout, which is {dropout:g}")
     if platform == "tpu":
         if frames < MIN_FRAMES_PALLAS_TPU:
-            return Choice(
-                "xla", f"fewer than {MIN_FRAMES_PALLAS_TPU} frames gain nothing from a fused kernel"
-            )
+            return Choice("xla", f"under {MIN_FRAMES_PALLAS_TPU} frames a fused kernel is mostly padding")
         if obstacles["pallas"]:
             return Choice("xla", obstacles["pallas"])
         return Choice("pallas", "fused on a TPU, memory linear in the frames")
