@@ -73,6 +73,7 @@ class WavLMConfig:
     matmul_precision: str = "highest"  # of float32 products: TPUs and recent GPUs round them otherwise
     unroll: int = 1  # encoder layers a step of the scan
     remat: str = "none"  # "full": recompute each layer in the backward pass; "dots": keep its products
+    attention: str = "auto"  # how attention is computed; "auto": see flax_wavlm.attention.choose
     # GroupNorm over a clip's own frames only. transformers norms over the padding too, so that a base
     # model's logits depend on the batch it is in; True gives what transformers gives for the clip alone.
     masked_group_norm: bool = False
@@ -205,7 +206,7 @@ class WavLMConfig:
         return [field.name for field in dataclasses.fields(cls) if field.name not in _OURS]
 
 
-_OURS = ("dtype", "matmul_precision", "unroll", "remat", "masked_group_norm")
+_OURS = ("dtype", "matmul_precision", "unroll", "remat", "attention", "masked_group_norm")
 _CHOICES = {
     "hidden_act": ACTIVATIONS,
     "feat_extract_activation": ACTIVATIONS,
@@ -214,6 +215,7 @@ _CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "matmul_precision": ("default", "high", "highest"),
     "remat": ("none", "dots", "full"),
+    "attention": ("auto", "xla", "cudnn", "pallas"),
 }
 _POSITIVE = [
     "vocab_size",

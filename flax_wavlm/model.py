@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from flax_wavlm import attention
 from flax_wavlm.config import WavLMConfig
 
 Array = jax.Array
@@ -305,21 +306,14 @@ class Attention(nnx.Module):
         self.gate = linear(size // heads, 8, config, rngs)
         self.gate_const = nnx.Param(jnp.ones(heads))
 
-    def __call__(
-        self, x: Array, bias: Array, valid: Array | None, key: Array | None
-    ) -> Array:  # x [B, T, D], bias [H, T, T], valid [B, T]
+    def __call__(self, x: Array, attend: attention.Attend, key: Array | None) -> Array:  # [B, T, D]
         config = self.config
         batch, time, size = x.shape
         heads = config.num_attention_heads
         qkv = self.qkv(x).reshape(batch, time, 3, heads, size // heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, T, H, K]
-        scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=jnp.float32)
-        scores = scores / math.sqrt(size // heads) + self.gates(x)[..., None] * bias
-        if valid is not None:
-            scores = jnp.where(valid[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
-        weights = dropout(jax.nn.softmax(scores), config.attention_dropout, key)  # [B, H, T, T]
-        mixed = jnp.einsum("bhts,bshk->bthk", weights.astype(v.dtype), v)
-        return self.out(mixed.reshape(batch, time, size))
+        weight_dropout = functools.partial(dropout, rate=config.attention_dropout, key=key)
+        return self.out(attend(q, k, v, self.gates(x), weight_dropout).reshape(batch, time, size))
 
     def gates(self, x: Array) -> Array:
         """The factor of the position bias for each head and query, from the attention's input: [B, H, T]."""
@@ -352,20 +346,20 @@ class EncoderLayer(nnx.Module):
         self.feed_forward = FeedForward(config, rngs)
         self.final_norm = layer_norm(config.hidden_size, config.layer_norm_eps, rngs)
 
-    def __call__(self, x: Array, bias: Array, valid: Array | None, key: Array | None) -> Array:
+    def __call__(self, x: Array, attend: attention.Attend, key: Array | None) -> Array:
         rate = self.config.hidden_dropout
         keys = [None] * 4 if key is None else list(jax.random.split(key, 4))
 
-        def attend(x: Array) -> Array:
-            return dropout(self.attention(x, bias, valid, keys[0]), rate, keys[1])
+        def mix(x: Array) -> Array:
+            return dropout(self.attention(x, attend, keys[0]), rate, keys[1])
 
         def feed(x: Array) -> Array:
             return dropout(self.feed_forward(x, keys[2]), rate, keys[3])
 
         if self.config.do_stable_layer_norm:
-            x = x + attend(self.attention_norm(x))
+            x = x + mix(self.attention_norm(x))
             return x + feed(self.final_norm(x))
-        x = self.attention_norm(x + attend(x))
+        x = self.attention_norm(x + mix(x))
         return self.final_norm(x + feed(x))
 
 
@@ -406,18 +400,19 @@ class Encoder(nnx.Module):
             input_key, layers_key = jax.random.split(key)
             x = dropout(x, config.hidden_dropout, input_key)
             keys = jax.random.split(layers_key, count)
-        bias = self.position_bias(x.shape[1])
+        table = self.position_table(x.shape[1])
+        attend = attention.prepare(config, table, valid, len(x), training=key is not None)
         graphdef, stacked = split(self.layers)
 
         def body(x: Array, layer: tuple[Params, Array, Array | None]) -> tuple[Array, Array | None]:
             params, index, key = layer
             if key is None:
-                y = merge(graphdef, params)(x, bias, valid, None)
+                y = merge(graphdef, params)(x, attend, None)
             else:
                 # LayerDrop (Fan et al. 2019): a dropped layer is skipped, and layer 0 never is, since the
                 # reference's makes the position bias.
                 drop_key, key = jax.random.split(key)
-                y = merge(graphdef, params)(x, bias, valid, key)
+                y = merge(graphdef, params)(x, attend, key)
                 keep = (jax.random.uniform(drop_key) >= config.layerdrop) | (index == 0)
                 y = jnp.where(keep, y, x)
             return y, y if with_states else None
@@ -437,14 +432,11 @@ class Encoder(nnx.Module):
             states = jnp.concatenate([first[None], states])  # [L + 1, B, T, D]
         return x, states
 
-    def position_bias(self, time: int) -> Array:
-        """The bias of each head for every query and key before gating: [H, T, T]."""
+    def position_table(self, time: int) -> Array:
+        """The bias of each head before gating, by distance key - query: [H, 2T - 1]."""
         config = self.config
         buckets = relative_buckets(time, config.num_buckets, config.max_bucket_distance)
-        by_distance = self.bucket_bias[...][buckets].T  # [H, 2T - 1]
-        # Row t of a Toeplitz matrix is a window of it: distance s - t stands at T - 1 + s - t.
-        index = np.arange(time)[None, :] - np.arange(time)[:, None] + time - 1
-        return by_distance[:, index]
+        return self.bucket_bias[...][buckets].T
 
 
 class WavLM(nnx.Module):

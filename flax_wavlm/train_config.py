@@ -46,6 +46,7 @@ class ModelSettings:
     freeze_feature_encoder: bool = True
     remat: str = "none"  # "full" or "dots": less memory, more time
     unroll: int = 1  # encoder layers a step of the scan
+    attention: str = "auto"  # or "xla", "cudnn", "pallas", which may need attention_dropout = 0 below
     overrides: Overrides = field(default_factory=Overrides)
 
 
@@ -190,7 +191,7 @@ class TrainConfig:
     def model_overrides(self) -> dict[str, Any]:
         """The fields of WavLMConfig that this run sets."""
         chosen = {k: v for k, v in dataclasses.asdict(self.model.overrides).items() if v is not None}
-        how = ("dtype", "matmul_precision", "remat", "unroll")
+        how = ("dtype", "matmul_precision", "remat", "unroll", "attention")
         return chosen | {name: getattr(self.model, name) for name in how}
 
     def cache_folder(self) -> Path | None:

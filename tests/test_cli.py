@@ -270,6 +270,7 @@ def test_model_overrides() -> None:
         "matmul_precision": "highest",
         "remat": "dots",
         "unroll": 1,
+        "attention": "auto",
     }
     assert WavLMConfig().replace(**overrides).remat == "dots"
     # Every override is a field of the model's configuration, of the same type.

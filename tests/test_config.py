@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from flax_wavlm.config import ACTIVATIONS, WavLMConfig
 from flax_wavlm.errors import UserError
 
-OURS = {"dtype", "matmul_precision", "unroll", "remat", "masked_group_norm"}
+OURS = {"dtype", "matmul_precision", "unroll", "remat", "attention", "masked_group_norm"}
 SHARED = [field.name for field in dataclasses.fields(WavLMConfig) if field.name not in OURS]
 LARGE = {
     "hidden_size": 1024,
@@ -120,7 +120,7 @@ def test_to_hf_is_loaded_with_equal_values(config: WavLMConfig) -> None:
 
 
 def test_what_is_ours_is_not_written() -> None:
-    config = WavLMConfig(dtype="bfloat16", unroll=4, remat="full", masked_group_norm=True)
+    config = WavLMConfig(dtype="bfloat16", unroll=4, remat="full", attention="xla", masked_group_norm=True)
     assert OURS.isdisjoint(config.to_hf())
     assert set(config.to_hf()) == {*SHARED, "architectures", "model_type"}
     assert WavLMConfig.from_hf(config.to_hf()) == WavLMConfig()
@@ -198,6 +198,7 @@ BAD_VALUES: list[tuple[dict[str, Any], str, str, str]] = [
     ({"dtype": "float16"}, "dtype", "'float16'", "float32, bfloat16"),
     ({"matmul_precision": "best"}, "matmul_precision", "'best'", "default, high, highest"),
     ({"remat": "all"}, "remat", "'all'", "none, dots, full"),
+    ({"attention": "flash"}, "attention", "'flash'", "auto, xla, cudnn, pallas"),
     ({"unroll": 0}, "unroll", "0", "above 0"),
     ({"num_attention_heads": 5}, "num_attention_heads", "5", "divisor of hidden_size = 768"),
     ({"hidden_size": 12}, "num_conv_pos_embedding_groups", "16", "divisor of hidden_size = 12"),

@@ -1,0 +1,616 @@
+"""WavLM's attention with a gated relative position bias, computed in one of three ways.
+
+    out[t] = softmax over s of (q[t] . k[s] / sqrt(K) + gate[t] * table[s - t]) . v[s]
+
+for each clip and head, over the clip's valid keys s (Chen et al. 2022, section III-B). Letters as in
+model.py: B clips, T frames, H heads, K head size.
+
+    xla      the reference: plain operations, any dtype, attention dropout. Holds [B, H, T, T].
+    cudnn    cuDNN's fused kernel: NVIDIA GPUs, bfloat16, no attention dropout. Holds the bias [B, H, T, T].
+    pallas   our fused kernel, forward and backward: no attention dropout. Memory is linear in T.
+
+The fused ones are compiled for TPUs and GPUs but have not run on one yet, so the limits below are estimates.
+`choose` says which of them a call takes, and why.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.pallas import triton as plgpu
+
+from flax_wavlm import sharding
+from flax_wavlm.config import WavLMConfig
+from flax_wavlm.errors import UserError
+
+Array = jax.Array
+Dropout = Callable[[Array], Array]
+Attend = Callable[[Array, Array, Array, Array, Dropout], Array]
+"""(q, k, v [B, T, H, K], gate [B, H, T] float32, dropout of the attention weights) -> [B, T, H, K]."""
+
+# --- Which one ----------------------------------------------------------------------------------------------
+
+MAX_FRAMES_CUDNN = 1024  # "auto" on a GPU: from here on the bias [B, H, T, T] is what fills the memory
+MIN_FRAMES_PALLAS_TPU = 256  # "auto" on a TPU: below, the kernel's tiles of 128 are mostly padding
+MAX_FRAMES_PALLAS_TPU = 3072  # a head's keys, values and bias must fit the vector memory
+
+
+class Choice(NamedTuple):
+    name: str  # "xla", "cudnn" or "pallas"
+    reason: str
+
+
+def choose(
+    requested: str, *, platform: str, dtype: str, frames: int, head_size: int, dropout: float
+) -> Choice:
+    """The implementation for a call, and why; a pure function of what is asked for.
+
+    Args:
+        requested: `WavLMConfig.attention`.
+        platform: "cpu", "gpu" or "tpu" (`jax.default_backend()`).
+        frames: T.
+        dropout: of the attention weights in this call; 0 in an evaluation.
+    Raises:
+        UserError: what is explicitly requested cannot run; nothing else is taken in its stead.
+    """
+    obstacles = {
+        name: _obstacle(name, platform, dtype, frames, head_size, dropout) for name in ("cudnn", "pallas")
+    }
+    if requested != "auto":
+        if obstacle := obstacles.get(requested):
+            raise UserError(f"model.attention is {requested!r}, but {obstacle}, or take 'auto' or 'xla'")
+        slow = requested == "pallas" and platform == "cpu"
+        return Choice(
+            requested, "as configured" + (", interpreted and so very slow on a CPU" if slow else "")
+        )
+    if platform == "cpu":
+        return Choice("xla", "on a CPU the fused kernels do not run")
+    if dropout > 0:
+        return Choice("xla", f"no fused kernel has attention dropout, which is {dropout:g}")
+    if platform == "tpu":
+        if frames < MIN_FRAMES_PALLAS_TPU:
+            return Choice("xla", f"under {MIN_FRAMES_PALLAS_TPU} frames a fused kernel is mostly padding")
+        if obstacles["pallas"]:
+            return Choice("xla", obstacles["pallas"])
+        return Choice("pallas", "fused on a TPU, memory linear in the frames")
+    if platform == "gpu":
+        if frames > MAX_FRAMES_CUDNN and not obstacles["pallas"]:
+            return Choice("pallas", f"fused, memory linear in the frames, above {MAX_FRAMES_CUDNN}")
+        if frames <= MAX_FRAMES_CUDNN and not obstacles["cudnn"]:
+            return Choice("cudnn", "fused on an NVIDIA GPU in bfloat16")
+        return Choice("xla", obstacles["cudnn" if frames <= MAX_FRAMES_CUDNN else "pallas"])
+    return Choice("xla", f"there is no fused kernel for {platform}")
+
+
+def _obstacle(name: str, platform: str, dtype: str, frames: int, head_size: int, dropout: float) -> str:
+    """Why a fused implementation cannot run and what would let it; empty where it can."""
+    if dropout > 0:
+        return (
+            f"attention dropout is {dropout:g} and a fused kernel has none: set "
+            "model.overrides.attention_dropout = 0"
+        )
+    if name == "cudnn":
+        if platform != "gpu":
+            return f"cuDNN needs an NVIDIA GPU and this is a {platform}: run on one"
+        if dtype != "bfloat16":
+            return f"cuDNN computes in bfloat16 and model.dtype is {dtype!r}: set model.dtype = 'bfloat16'"
+        if head_size % 8 or head_size > 128:
+            return f"cuDNN's head sizes are multiples of 8 up to 128 and this is {head_size}"
+    if name == "pallas":
+        if platform not in ("cpu", "gpu", "tpu"):
+            return f"the kernel is for GPUs and TPUs and this is a {platform}: run on one"
+        if platform == "gpu" and (head_size < 16 or head_size & (head_size - 1)):
+            return f"on a GPU the kernel's head sizes are powers of 2 from 16 on and this is {head_size}"
+        if platform == "tpu" and frames > MAX_FRAMES_PALLAS_TPU:
+            return (
+                f"on a TPU the kernel takes up to {MAX_FRAMES_PALLAS_TPU} frames and these are {frames}: "
+                "set data.train_max_seconds"
+            )
+    return ""
+
+
+def chosen(config: WavLMConfig, frames: int, *, training: bool) -> Choice:
+    """`choose` for a model on this process's default platform; `frames` long rows."""
+    return choose(
+        config.attention,
+        platform=jax.default_backend(),
+        dtype=config.dtype,
+        frames=frames,
+        head_size=config.hidden_size // config.num_attention_heads,
+        dropout=config.attention_dropout if training else 0.0,
+    )
+
+
+def describe(config: WavLMConfig, frame_counts: Iterable[int]) -> str:
+    """What a run with rows of these lengths will take, for its log.
+
+    UserError where `config.attention` cannot train here: ask before anything is compiled.
+    """
+    parts = []
+    for phase, training in (("training", True), ("evaluation", False)):
+        lengths: dict[Choice, list[int]] = {}
+        for frames in sorted(frame_counts):
+            lengths.setdefault(chosen(config, frames, training=training), []).append(frames)
+        for (name, reason), counts in lengths.items():
+            some = "" if len(lengths) == 1 else f" of {counts[0]} to {counts[-1]} frames"
+            parts.append(f"{name} in {phase}{some} ({reason})")
+    return "attention: " + "; ".join(parts)
+
+
+def prepare(config: WavLMConfig, table: Array, valid: Array | None, batch: int, *, training: bool) -> Attend:
+    """The attention of every layer of one call of the model, with what the layers share made once.
+
+    Args:
+        table: [H, 2T - 1] float32, the position bias of distances s - t = -(T - 1) ... T - 1.
+        valid: [B, T] bool, the keys that are attended to, the first so many of each row; None: all.
+    """
+    time = (table.shape[1] + 1) // 2
+    name = chosen(config, time, training=training).name
+    if name == "xla":
+        bias = toeplitz(table)
+        return lambda q, k, v, gate, dropout: xla(q, k, v, gate, bias, valid, dropout)
+    frames = jnp.full(batch, time, jnp.int32) if valid is None else jnp.sum(valid, axis=1, dtype=jnp.int32)
+    if name == "cudnn":
+        bias = toeplitz(table)
+        return lambda q, k, v, gate, dropout: cudnn(q, k, v, gate, bias, frames)
+    exact = config.matmul_precision != "default"
+    return lambda q, k, v, gate, dropout: pallas(q, k, v, gate, table, frames, exact=exact)
+
+
+# --- With the whole bias ------------------------------------------------------------------------------------
+
+
+def toeplitz(table: Array) -> Array:
+    """[H, 2T - 1] by distance -> [H, T, T] for every query t and key s."""
+    time = (table.shape[1] + 1) // 2
+    # Row t of a Toeplitz matrix is a window of the table: distance s - t stands at T - 1 + s - t.
+    index = np.arange(time)[None, :] - np.arange(time)[:, None] + time - 1
+    return table[:, index]
+
+
+def xla(
+    q: Array, k: Array, v: Array, gate: Array, bias: Array, valid: Array | None, dropout: Dropout
+) -> Array:
+    """The reference. q, k, v [B, T, H, K], gate [B, H, T], bias [H, T, T], valid [B, T] -> [B, T, H, K]."""
+    scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=jnp.float32)
+    scores = scores / math.sqrt(q.shape[-1]) + gate[..., None] * bias
+    if valid is not None:
+        scores = jnp.where(valid[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
+    weights = dropout(jax.nn.softmax(scores))  # [B, H, T, T]
+    return jnp.einsum("bhts,bshk->bthk", weights.astype(v.dtype), v)
+
+
+def cudnn(
+    q: Array, k: Array, v: Array, gate: Array, bias: Array, frames: Array, *, implementation: Any = "cudnn"
+) -> Array:
+    """cuDNN's fused attention. As `xla`, with frames [B] in place of valid, without dropout.
+
+    T may be odd: cuDNN differentiates a bias of even sizes only, so a frame is added, masked and cut off. A
+    row without any frame attends to its first. `implementation="xla"`: the same in plain operations.
+    """
+    time = q.shape[1]
+    extra = time % 2
+    q, k, v = (jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))) for x in (q, k, v))
+    gated = gate[..., None] * bias  # [B, H, T, T]
+    gated = jnp.pad(gated, ((0, 0), (0, 0), (0, extra), (0, extra))).astype(q.dtype)
+    mixed = jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        bias=gated,
+        key_value_seq_lengths=jnp.maximum(frames, 1).astype(jnp.int32),
+        implementation=implementation,
+    )
+    return mixed[:, :time]
+
+
+# --- With the bias computed inside the kernel ---------------------------------------------------------------
+#
+# Flash attention (Dao et al. 2022): scores are made a tile at a time, the softmax is carried along the keys
+# by its running maximum and sum, and the backward pass makes each tile again from the saved log of the sum.
+#
+# Time is cut into n blocks of `block` frames. In a tile of queries i and keys j the bias depends on i - j and
+# on the place in the tile alone, so the table becomes 2n - 1 tiles a head, shared by the batch: linear in T.
+# A kernel reads the tile of i - j, and the table's gradient comes back as such tiles, each the sum of a
+# diagonal of blocks. Tiles have keys as rows and queries as columns: what belongs to a query (its gate, its
+# maximum, ...) then lies along the lanes, as a TPU wants it.
+
+
+def pallas(
+    q: Array,
+    k: Array,
+    v: Array,
+    gate: Array,
+    table: Array,
+    frames: Array,
+    *,
+    exact: bool = True,
+    block: int | None = None,
+) -> Array:
+    """Fused attention that holds nothing of size T x T, nor does its gradient.
+
+    Args:
+        q, k, v: [B, T, H, K].
+        gate: [B, H, T] float32.
+        table: [H, 2T - 1] float32, by distance.
+        frames: [B] int32, each row's valid keys; a row without any attends to its first.
+        exact: products of float32 are not rounded to fewer bits.
+        block: frames a tile; by default what fits the platform.
+    Returns: [B, T, H, K]. Differentiable in all arguments but `frames`.
+    """
+    frames = jnp.clip(frames, 1, q.shape[1]).astype(jnp.int32)
+    return _pallas(exact, block, q, k, v, gate, table, frames)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _pallas(exact: bool, block: int | None, *arrays: Array) -> Array:
+    return _pallas_forward(exact, block, *arrays)[0]
+
+
+def _pallas_forward(exact: bool, block: int | None, *arrays: Array) -> tuple[Array, tuple[Array, ...]]:
+    function = functools.partial(_by_platform, _forward, exact, block)
+    out, log_sum = sharding.by_rows(function, whole=(4,))(*arrays)
+    # Saved before it is rounded: d gate is a small difference of large sums of it.
+    return out.astype(arrays[0].dtype), (*arrays, out, log_sum)
+
+
+def _pallas_backward(
+    exact: bool, block: int | None, saved: tuple[Array, ...], d_out: Array
+) -> tuple[Array | None, ...]:
+    function = functools.partial(_by_platform, _backward, exact, block)
+    grads = sharding.by_rows(function, whole=(4,), summed=(4,))(*saved, d_out)
+    return (*grads, None)
+
+
+_pallas.defvjp(_pallas_forward, _pallas_backward)
+
+
+class _How(NamedTuple):
+    """How the kernels are run on a platform."""
+
+    exact: bool
+    block: int
+    batch_in_program: bool  # else the programs of a batch follow one another, and may add to one output
+    options: Callable[[int], dict[str, Any]]  # of pl.pallas_call, for so many independent axes of the grid
+
+
+def _by_platform(function: Callable, exact: bool, block: int | None, *arrays: Array) -> Any:
+    """Runs `function(how, *arrays)` as the platform that it is compiled for wants it: the only such place."""
+
+    def mosaic(independent: int) -> dict[str, Any]:
+        semantics = [pltpu.PARALLEL] * independent + [pltpu.ARBITRARY] * (3 - independent)
+        return {"compiler_params": pltpu.CompilerParams(dimension_semantics=semantics)}
+
+    def triton(independent: int) -> dict[str, Any]:
+        return {"compiler_params": plgpu.CompilerParams(num_warps=4, num_stages=2)}
+
+    def interpreted(independent: int) -> dict[str, Any]:
+        return {"interpret": True}
+
+    def under(default_block: int, batch_in_program: bool, options: Callable) -> Callable:
+        return functools.partial(function, _How(exact, block or default_block, batch_in_program, options))
+
+    return jax.lax.platform_dependent(
+        *arrays,
+        cpu=under(128, False, interpreted),
+        tpu=under(128, False, mosaic),
+        cuda=under(64, True, triton),
+    )
+
+
+def _forward(
+    how: _How, q: Array, k: Array, v: Array, gate: Array, table: Array, frames: Array
+) -> tuple[Array, Array]:
+    """The output [B, T, H, K], and the log of each query's sum of exponentials [B, H, T]; float32."""
+    spec = _Specs(how, q)
+    out, log_sum = pl.pallas_call(
+        functools.partial(_forward_kernel, how),
+        grid=spec.grid,
+        in_specs=[spec.block, spec.all, spec.all, spec.query, spec.tiles, spec.frames],
+        out_specs=[spec.block, spec.query],
+        out_shape=[spec.shape(gate.dtype), spec.query_shape(gate.dtype)],
+        name="attention_forward",
+        **how.options(3),
+    )(
+        spec.rows(q),
+        spec.rows(k),
+        spec.rows(v),
+        spec.queries(gate),
+        tiles(table, how.block),
+        frames[:, None, None],
+    )
+    return spec.frames_first(out), log_sum[:, :, 0, : q.shape[1]]
+
+
+def _backward(
+    how: _How,
+    q: Array,
+    k: Array,
+    v: Array,
+    gate: Array,
+    table: Array,
+    frames: Array,
+    out: Array,
+    log_sum: Array,
+    d_out: Array,
+) -> tuple[Array, Array, Array, Array, Array]:
+    """The gradients of q, k, v, gate and table."""
+    spec = _Specs(how, q)
+    bias, tiles_backward = jax.vjp(lambda table: tiles(table, how.block), table)
+    # What softmax's gradient takes off each query's: sum over s of weight * d weight.
+    mean = jnp.sum(out * d_out, axis=-1).swapaxes(1, 2)
+    frames = frames[:, None, None]
+    q, k, v, d_out = map(spec.rows, (q, k, v, d_out))
+    gate, log_sum, mean = map(spec.queries, (gate, log_sum, mean))
+
+    d_q, d_gate = pl.pallas_call(
+        functools.partial(_query_kernel, how),
+        grid=spec.grid,
+        in_specs=[
+            *(spec.block, spec.all, spec.all, spec.block),
+            *(spec.query, spec.query, spec.query, spec.tiles, spec.frames),
+        ],
+        out_specs=[spec.block, spec.query],
+        out_shape=[spec.shape(q.dtype), spec.query_shape(gate.dtype)],
+        name="attention_backward_query",
+        **how.options(3),
+    )(q, k, v, d_out, gate, log_sum, mean, bias, frames)
+
+    d_k, d_v = pl.pallas_call(
+        functools.partial(_key_kernel, how),
+        grid=spec.grid,
+        in_specs=[
+            *(spec.all, spec.block, spec.block, spec.all),
+            *(spec.all_queries, spec.all_queries, spec.all_queries, spec.tiles, spec.frames),
+        ],
+        out_specs=[spec.block, spec.block],
+        out_shape=[spec.shape(k.dtype), spec.shape(v.dtype)],
+        name="attention_backward_key",
+        **how.options(3),
+    )(q, k, v, d_out, gate, log_sum, mean, bias, frames)
+
+    batch, heads = q.shape[:2]
+    rows = batch if how.batch_in_program else 1
+    many = pl.BlockSpec((rows, None, *q.shape[2:]), lambda h, d, b: (b, h, 0, 0))
+    many_queries = pl.BlockSpec((rows, None, 1, q.shape[2]), lambda h, d, b: (b, h, 0, 0))
+    tile = pl.BlockSpec((None, None, how.block, how.block), lambda h, d, b: (h, d, 0, 0))
+    d_bias = pl.pallas_call(
+        functools.partial(_diagonal_kernel, how),
+        grid=(heads, bias.shape[1], batch // rows),
+        in_specs=[
+            *(many, many, many, many, many_queries, many_queries, many_queries, tile),
+            pl.BlockSpec((rows, 1, 1), lambda h, d, b: (b, 0, 0)),
+        ],
+        out_specs=tile,
+        out_shape=jax.ShapeDtypeStruct(bias.shape, bias.dtype),
+        name="attention_backward_bias",
+        **how.options(2),
+    )(q, k, v, d_out, gate, log_sum, mean, bias, frames)
+    (d_table,) = tiles_backward(d_bias)
+    d_q, d_k, d_v = map(spec.frames_first, (d_q, d_k, d_v))
+    return d_q, d_k, d_v, d_gate[:, :, 0, : spec.time], d_table
+
+
+def tiles(table: Array, block: int) -> Array:
+    """The bias as tiles: [H, 2T - 1] by distance -> [H, 2n - 1, block, block], n = ceil(T / block).
+
+    Tile d is that of queries i and keys j with i - j = d - (n - 1); its row r and column c belong to the
+    distance query - key = (i - j) * block + c - r. No gather, so no scatter in the gradient: both are slow.
+    """
+    heads, distances = table.shape
+    time = (distances + 1) // 2
+    count = -(-time // block)
+    extra = count * block - time
+    # By query - key, from 1 - count * block on, in windows of two blocks, a block after one another.
+    table = jnp.pad(table[:, ::-1], ((0, 0), (extra, extra + 1))).reshape(heads, 2 * count, block)
+    windows = jnp.concatenate([table[:, :-1], table[:, 1:]], axis=2)
+    # A window again and again, cut into rows one shorter than it: each row begins one place earlier in it.
+    repeated = jnp.broadcast_to(windows[:, :, None], (heads, 2 * count - 1, block, 2 * block))
+    repeated = repeated.reshape(heads, 2 * count - 1, -1)[:, :, : block * (2 * block - 1)]
+    return repeated.reshape(heads, 2 * count - 1, block, 2 * block - 1)[:, :, :, block - 1 :]
+
+
+class _Specs:
+    """Shapes for the kernels, from [B, T, H, K]: time padded to N = n * block, and behind the heads.
+
+    A program of the grid (head, clip, index of a block of time) is given its own block, or all of them.
+    """
+
+    def __init__(self, how: _How, q: Array):
+        self.how = how
+        self.batch, self.time, self.heads, self.head_size = q.shape
+        self.count = -(-self.time // how.block)
+        self.size = self.count * how.block
+        self.grid = (self.heads, self.batch, self.count)
+        block, size, head_size = how.block, self.size, self.head_size
+        self.block = pl.BlockSpec((None, None, block, head_size), lambda h, b, i: (b, h, i, 0))
+        self.all = pl.BlockSpec((None, None, size, head_size), lambda h, b, i: (b, h, 0, 0))
+        self.query = pl.BlockSpec((None, None, 1, block), lambda h, b, i: (b, h, 0, i))
+        self.all_queries = pl.BlockSpec((None, None, 1, size), lambda h, b, i: (b, h, 0, 0))
+        self.tiles = pl.BlockSpec((None, 2 * self.count - 1, block, block), lambda h, b, i: (h, 0, 0, 0))
+        self.frames = pl.BlockSpec((None, 1, 1), lambda h, b, i: (b, 0, 0))
+
+    def rows(self, x: Array) -> Array:
+        """[B, T, H, K] -> [B, H, N, K]."""
+        return jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, self.size - self.time), (0, 0)))
+
+    def frames_first(self, x: Array) -> Array:
+        """[B, H, N, K] -> [B, T, H, K]."""
+        return jnp.swapaxes(x[:, :, : self.time], 1, 2)
+
+    def queries(self, x: Array) -> Array:
+        """[B, H, T] -> [B, H, 1, N]."""
+        return jnp.pad(x, ((0, 0), (0, 0), (0, self.size - self.time)))[:, :, None]
+
+    def shape(self, dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((self.batch, self.heads, self.size, self.head_size), dtype)
+
+    def query_shape(self, dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((self.batch, self.heads, 1, self.size), dtype)
+
+
+def _dot(how: _How, a: Array, b: Array, axes: tuple[int, int]) -> Array:
+    """The product of two matrices over an axis of each, accumulated in float32 (or wider)."""
+    precise = how.exact and a.dtype != jnp.bfloat16
+    return jax.lax.dot_general(
+        a,
+        b,
+        (((axes[0],), (axes[1],)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST if precise else jax.lax.Precision.DEFAULT,
+        preferred_element_type=jnp.promote_types(a.dtype, jnp.float32),
+    )
+
+
+def _scores(how: _How, q: Array, k: Array, gate: Array, bias: Array, frames: Array, j: Any) -> Array:
+    """A tile of scores [keys, queries], -inf where there is no key; j is the keys' block."""
+    scores = _dot(how, k, q, (1, 1)) / math.sqrt(q.shape[1]) + gate * bias
+    key = j * how.block + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
+    return jnp.where(key < frames, scores, -jnp.inf)
+
+
+def _weights_and_gradient(
+    how: _How, scores: Array, v: Array, d_out: Array, log_sum: Array, mean: Array
+) -> tuple[Array, Array]:
+    """A tile of attention weights, and of the scores' gradient."""
+    weights = jnp.exp(scores - log_sum)
+    return weights, weights * (_dot(how, v, d_out, (1, 1)) - mean)
+
+
+def _forward_kernel(how: _How, q_ref, k_ref, v_ref, gate_ref, bias_ref, frames_ref, out_ref, log_sum_ref):
+    i, count = pl.program_id(2), k_ref.shape[0] // how.block
+    q, gate, frames = q_ref[...], gate_ref[...], frames_ref[...]
+
+    def step(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        highest, total, out = carry  # of the keys so far: [1, queries], [1, queries], [K, queries]
+        keys = pl.ds(j * how.block, how.block)
+        scores = _scores(how, q, k_ref[keys, :], gate, bias_ref[i - j + count - 1], frames, j)
+        # Never -inf - -inf: the first block holds a valid key.
+        higher = jnp.maximum(highest, jnp.max(scores, axis=0, keepdims=True))
+        shrink = jnp.exp(highest - higher)
+        weights = jnp.exp(scores - higher)
+        total = total * shrink + jnp.sum(weights, axis=0, keepdims=True)
+        v = v_ref[keys, :]
+        return higher, total, out * shrink + _dot(how, v, weights.astype(v.dtype), (0, 0))
+
+    highest = jnp.full(gate.shape, -jnp.inf, gate.dtype)
+    out = jnp.zeros((q.shape[1], how.block), gate.dtype)
+    highest, total, out = jax.lax.fori_loop(0, count, step, (highest, jnp.zeros_like(gate), out))
+    out_ref[...] = (out / total).T
+    log_sum_ref[...] = highest + jnp.log(total)
+
+
+def _query_kernel(
+    how: _How,
+    q_ref,
+    k_ref,
+    v_ref,
+    d_out_ref,
+    gate_ref,
+    log_sum_ref,
+    mean_ref,
+    bias_ref,
+    frames_ref,
+    d_q_ref,
+    d_gate_ref,
+):
+    """d q and d gate of a block of queries: along the keys."""
+    i, count = pl.program_id(2), k_ref.shape[0] // how.block
+    q, d_out, frames = q_ref[...], d_out_ref[...], frames_ref[...]
+    gate, log_sum, mean = gate_ref[...], log_sum_ref[...], mean_ref[...]
+
+    def step(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        d_q, d_gate = carry  # [K, queries], [1, queries]
+        keys = pl.ds(j * how.block, how.block)
+        k, bias = k_ref[keys, :], bias_ref[i - j + count - 1]
+        scores = _scores(how, q, k, gate, bias, frames, j)
+        _, d_scores = _weights_and_gradient(how, scores, v_ref[keys, :], d_out, log_sum, mean)
+        d_gate = d_gate + jnp.sum(d_scores * bias, axis=0, keepdims=True)
+        return d_q + _dot(how, k, d_scores.astype(k.dtype), (0, 0)), d_gate
+
+    start = jnp.zeros((q.shape[1], how.block), gate.dtype), jnp.zeros_like(gate)
+    d_q, d_gate = jax.lax.fori_loop(0, count, step, start)
+    d_q_ref[...] = (d_q / math.sqrt(q.shape[1])).T.astype(d_q_ref.dtype)
+    d_gate_ref[...] = d_gate
+
+
+def _key_kernel(
+    how: _How,
+    q_ref,
+    k_ref,
+    v_ref,
+    d_out_ref,
+    gate_ref,
+    log_sum_ref,
+    mean_ref,
+    bias_ref,
+    frames_ref,
+    d_k_ref,
+    d_v_ref,
+):
+    """d k and d v of a block of keys: along the queries."""
+    j, count = pl.program_id(2), q_ref.shape[0] // how.block
+    k, v, frames = k_ref[...], v_ref[...], frames_ref[...]
+
+    def step(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        d_k, d_v = carry  # [keys, K]
+        queries = pl.ds(i * how.block, how.block)
+        q, d_out = q_ref[queries, :], d_out_ref[queries, :]
+        scores = _scores(how, q, k, gate_ref[:, queries], bias_ref[i - j + count - 1], frames, j)
+        weights, d_scores = _weights_and_gradient(
+            how, scores, v, d_out, log_sum_ref[:, queries], mean_ref[:, queries]
+        )
+        d_k = d_k + _dot(how, d_scores.astype(q.dtype), q, (1, 0))
+        return d_k, d_v + _dot(how, weights.astype(d_out.dtype), d_out, (1, 0))
+
+    start = jnp.zeros(k.shape, gate_ref.dtype), jnp.zeros(v.shape, gate_ref.dtype)
+    d_k, d_v = jax.lax.fori_loop(0, count, step, start)
+    d_k_ref[...] = (d_k / math.sqrt(k.shape[1])).astype(d_k_ref.dtype)
+    d_v_ref[...] = d_v.astype(d_v_ref.dtype)
+
+
+def _diagonal_kernel(
+    how: _How,
+    q_ref,
+    k_ref,
+    v_ref,
+    d_out_ref,
+    gate_ref,
+    log_sum_ref,
+    mean_ref,
+    bias_ref,
+    frames_ref,
+    d_bias_ref,
+):
+    """The gradient of one tile of the bias: along its diagonal of blocks, and over clips."""
+    diagonal, count = pl.program_id(1) - (q_ref.shape[1] // how.block - 1), q_ref.shape[1] // how.block
+    bias = bias_ref[...]
+
+    def clip(b: Array, total: Array) -> Array:
+        def step(j: Array, total: Array) -> Array:
+            i = j + diagonal
+            queries, keys = pl.ds(i * how.block, how.block), pl.ds(j * how.block, how.block)
+            gate = gate_ref[b, :, queries]
+            scores = _scores(how, q_ref[b, queries, :], k_ref[b, keys, :], gate, bias, frames_ref[b], j)
+            _, d_scores = _weights_and_gradient(
+                how,
+                scores,
+                v_ref[b, keys, :],
+                d_out_ref[b, queries, :],
+                log_sum_ref[b, :, queries],
+                mean_ref[b, :, queries],
+            )
+            return total + gate * d_scores
+
+        return jax.lax.fori_loop(jnp.maximum(0, -diagonal), jnp.minimum(count, count - diagonal), step, total)
+
+    total = jax.lax.fori_loop(0, q_ref.shape[0], clip, jnp.zeros_like(bias))
+    # On a TPU the programs of a batch follow one another, and the output stays where it is meanwhile.
+    d_bias_ref[...] = jnp.where(pl.program_id(2) == 0, total, d_bias_ref[...] + total)

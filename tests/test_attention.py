@@ -1,0 +1,513 @@
+"""The fused implementations of attention against the plain one, and which of them a run takes."""
+
+import functools
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.extend.core import jaxprs_in_params
+from jax.sharding import AxisType, Mesh
+from jax.test_util import check_grads
+from reference import NO_REGULARISATION, Reference
+
+from flax_wavlm import WavLMConfig, WavLMForCTC, attention, port, sharding
+from flax_wavlm.errors import UserError
+from flax_wavlm.model import merge, split, structure
+from flax_wavlm.step import init_state, jit_train_step, make_train_step
+
+SIMPLE = 1e-5  # tolerance for a simple module in float32
+DEEP = 1e-4  # and for a whole model
+ARGUMENTS = ("q", "k", "v", "gate", "table")
+Arrays = list[jax.Array]
+
+
+def inputs(batch: int, time: int, heads: int, size: int, dtype: str = "float32") -> Arrays:
+    """q, k, v, gate and table, of the sizes that they have in a trained model."""
+    rng = np.random.default_rng(time)
+
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    q, k, v = (normal(batch, time, heads, size).astype(dtype) for _ in range(3))
+    return [q, k, v, 1 + 0.5 * normal(batch, heads, time), 2 * normal(heads, 2 * time - 1)]
+
+
+def plain(*arrays: jax.Array, frames: Any) -> jax.Array:
+    *qkv_gate, table = arrays
+    valid = jnp.arange(arrays[0].shape[1]) < jnp.asarray(frames)[:, None]
+    return attention.xla(*qkv_gate, attention.toeplitz(table), valid, lambda weights: weights)
+
+
+def by_cudnn(*arrays: jax.Array, frames: Any) -> jax.Array:
+    """What "cudnn" computes around cuDNN's kernel, which is replaced by plain operations."""
+    *qkv_gate, table = arrays
+    bias = attention.toeplitz(table)
+    return attention.cudnn(*qkv_gate, bias, jnp.asarray(frames), implementation="xla")
+
+
+def by_pallas(*arrays: jax.Array, frames: Any, block: int | None = None) -> jax.Array:
+    return attention.pallas(*arrays, jnp.asarray(frames), block=block)
+
+
+def output_and_gradients(function: Callable, arrays: Arrays, frames: Any) -> list[np.ndarray]:
+    """The output, and the gradients of a random sum of it in q, k, v, gate and table; as float32."""
+    weight = np.random.default_rng(1).normal(size=arrays[0].shape).astype(np.float32)
+
+    @functools.partial(jax.value_and_grad, argnums=range(5), has_aux=True)
+    def loss(*arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+        out = function(*arrays, frames=frames)
+        return jnp.sum(out.astype(jnp.float32) * weight), out
+
+    (_, out), gradients = jax.jit(loss)(*arrays)
+    return [np.asarray(x, np.float32) for x in (out, *gradients)]
+
+
+# --- Equal to the plain one ---------------------------------------------------------------------------------
+
+SHAPES = [
+    # B, T, H, K, block | valid keys of each row
+    ((1, 1, 1, 8, 8), [1]),
+    ((1, 16, 2, 8, 8), [16]),  # a multiple of the block
+    ((3, 17, 1, 16, 8), [17, 1, 9]),  # one frame more; one valid frame
+    ((2, 39, 3, 24, 16), [39, 16]),  # one frame less than three blocks, padding of whole blocks
+    ((2, 12, 2, 64, None), [12, 7]),  # the block of the platform
+]
+MANY_SHAPES = [
+    *[((2, time, 2, 16, 8), [time, (time + 1) // 2]) for time in (2, 3, 7, 8, 9, 15, 23, 24, 25, 31, 32, 33)],
+    *[((2, 21, 1, size, 8), [21, 5]) for size in (8, 24, 32, 40, 48, 64)],
+    *[((1, 40, heads, 8, block), [33]) for heads in (1, 2, 5, 12) for block in (8, 16, 32, 64)],
+    ((2, 199, 2, 64, None), [199, 131]),
+    ((2, 200, 2, 64, 64), [200, 1]),
+    ((1, 399, 1, 64, None), [300]),
+]
+every = pytest.mark.parametrize(
+    ("shape", "frames"),
+    SHAPES + [pytest.param(*case, marks=pytest.mark.slow) for case in MANY_SHAPES],
+    ids=str,
+)
+
+
+@every
+def test_pallas(shape: tuple, frames: list[int], measured: Callable[[str], None]) -> None:
+    *sizes, block = shape
+    arrays = inputs(*sizes)
+    expected = output_and_gradients(plain, arrays, frames)
+    got = output_and_gradients(functools.partial(by_pallas, block=block), arrays, frames)
+    for name, x, y in zip(("out", *ARGUMENTS), got, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=SIMPLE, atol=SIMPLE, err_msg=name)
+    assert shape[1] == 1 or all(np.abs(x).max() > 100 * SIMPLE for x in expected)  # there is something to see
+    differences = [np.abs(x - y).max() for x, y in zip(got, expected, strict=True)]
+    measured(f"pallas against xla, {shape}: largest difference {max(differences):.1e}")
+
+
+@every
+def test_cudnn_around_its_kernel(shape: tuple, frames: list[int]) -> None:
+    """Odd T, padding, the bias and its gradient; the kernel itself needs a GPU."""
+    arrays = inputs(*shape[:4])
+    expected = output_and_gradients(plain, arrays, frames)
+    got = output_and_gradients(by_cudnn, arrays, frames)
+    for name, x, y in zip(("out", *ARGUMENTS), got, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=SIMPLE, atol=SIMPLE, err_msg=name)
+
+
+@pytest.mark.parametrize("function", [by_pallas, by_cudnn])
+def test_bfloat16(function: Callable) -> None:
+    """Against the plain one in float32: no further from it than twice the plain one in bfloat16."""
+    frames = [37, 20, 1]
+    exact = inputs(3, 37, 2, 16)
+    rounded = [x.astype(jnp.bfloat16) for x in exact[:3]] + exact[3:]
+    exact = [x.astype(jnp.float32) for x in rounded]
+    expected = output_and_gradients(plain, exact, frames)
+    usual = output_and_gradients(plain, rounded, frames)
+    got = output_and_gradients(function, rounded, frames)
+    for name, x, y, z in zip(("out", *ARGUMENTS), got, usual, expected, strict=True):
+        error, allowed = (np.sqrt(np.mean(np.square(a - z))) for a in (x, y))
+        # cuDNN wants its bias in bfloat16, half a percent off: that is its own error.
+        bias = 0 if function is by_pallas else 2**-8 * np.sqrt(np.mean(np.square(z)))
+        assert error <= 2 * allowed + bias, name
+
+
+def test_padding_is_not_seen() -> None:
+    """What stands in padded frames changes nothing, and gets no gradient."""
+    frames = [11, 4]
+    arrays = inputs(2, 11, 2, 8)
+    padding = (jnp.arange(11) >= jnp.asarray(frames)[:, None])[:, :, None, None]
+    other = [arrays[0], *(jnp.where(padding, 50.0, x) for x in arrays[1:3]), *arrays[3:]]
+    function = functools.partial(by_pallas, block=8)
+    got, expected = (output_and_gradients(function, x, frames) for x in (other, arrays))
+    for x, y in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(x, y)
+    for gradient in got[2:4]:
+        assert not np.any(np.where(padding, gradient, 0))
+
+
+@pytest.mark.parametrize(
+    "function", [functools.partial(by_pallas, block=8), by_cudnn], ids=["pallas", "cudnn"]
+)
+def test_a_row_without_frames_is_finite_and_alone(function: Callable) -> None:
+    arrays = inputs(2, 11, 2, 8)
+    out, *gradients = output_and_gradients(function, arrays, [9, 0])
+    expected, *_ = output_and_gradients(function, arrays, [9, 5])
+    assert all(np.isfinite(x).all() for x in (out, *gradients))
+    np.testing.assert_array_equal(out[0], expected[0])
+
+
+def test_pallas_gradients_numerically() -> None:
+    """In float64, against finite differences; and the plain one in float64, beyond float32's rounding."""
+    with jax.enable_x64(True):
+        arrays = [x.astype(jnp.float64) for x in inputs(2, 11, 1, 8)]
+        function = functools.partial(by_pallas, frames=[11, 6], block=8)
+        check_grads(function, arrays, order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("time", "block"), [(1, 8), (7, 8), (8, 8), (9, 8), (40, 16), (130, 128)])
+def test_tiles_are_the_toeplitz_matrix(time: int, block: int) -> None:
+    table = jnp.arange(1.0, 4 * time - 1).reshape(2, -1)
+    count = math.ceil(time / block)
+    tiled = attention.tiles(table, block)
+    assert tiled.shape == (2, 2 * count - 1, block, block)
+    rows = [
+        np.concatenate([tiled[:, i - j + count - 1].swapaxes(1, 2) for j in range(count)], axis=2)
+        for i in range(count)
+    ]
+    whole = np.concatenate(rows, axis=1)
+    np.testing.assert_array_equal(whole[:, :time, :time], attention.toeplitz(table))
+
+
+# --- The whole model ----------------------------------------------------------------------------------------
+
+
+def model_outputs(reference: Reference, rows: Any, lengths: Any, **how: Any) -> tuple[jax.Array, Any]:
+    """Logits of an evaluation, and the gradient of a training call without regularisation."""
+    config = reference.config.replace(**NO_REGULARISATION, **how)
+    params = split(port.load(reference.folder))[1]
+    graphdef, _ = structure(config)
+
+    @functools.partial(jax.grad, has_aux=True)
+    def gradient(params: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits, frames = merge(graphdef, params)(rows, lengths, key=key)
+        valid = jnp.arange(logits.shape[1]) < frames[:, None]
+        return jnp.mean(jnp.where(valid[:, :, None], jax.nn.log_softmax(logits)[:, :, :3], 0)), logits
+
+    return jax.jit(gradient)(params, jax.random.key(0))[::-1]
+
+
+@pytest.mark.parametrize(
+    "how", [{}, pytest.param({"remat": "full", "unroll": 3}, marks=pytest.mark.slow)], ids=str
+)
+def test_model_with_pallas(large_reference: Reference, how: dict, measured: Callable[[str], None]) -> None:
+    rows = np.random.default_rng(0).normal(size=(3, 8000)).astype(np.float32)
+    lengths = np.array([8000, 5000, 400])
+    expected, expected_gradient = model_outputs(large_reference, rows, lengths, attention="xla")
+    logits, gradient = model_outputs(large_reference, rows, lengths, attention="pallas", **how)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=DEEP)
+    worst = 0.0
+    for path, leaf in jax.tree.leaves_with_path(expected_gradient):
+        got = functools.reduce(lambda tree, key: tree[key.key], path, gradient)
+        np.testing.assert_allclose(got, leaf, rtol=DEEP, atol=DEEP, err_msg=str(path))
+        worst = max(worst, float(np.abs(got - leaf).max()))
+    bias = np.abs(expected_gradient["wavlm"]["encoder"]["bucket_bias"]).max()
+    difference = float(np.abs(logits - expected).max())
+    measured(
+        f"tiny model, pallas against xla: logits {difference:.1e}, gradients {worst:.1e} (bias {bias:.1e})"
+    )
+
+
+def test_attention_dropout_is_never_left_out(large_reference: Reference) -> None:
+    """A training call that cannot have its dropout is refused; an evaluation has none."""
+    config = large_reference.config.replace(attention="pallas")
+    assert config.attention_dropout > 0
+    model = merge(*split(port.load(large_reference.folder, overrides={"attention": "pallas"})))
+    rows = np.zeros((1, 800), np.float32)
+    with pytest.raises(UserError, match="attention_dropout"):
+        jax.eval_shape(lambda key: model(rows, key=key), jax.random.key(0))
+    jax.eval_shape(lambda: model(rows))
+
+
+@pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
+def test_sharded_over_devices() -> None:
+    """Each device runs the kernel on its own rows: nothing of a batch's size is gathered."""
+    arrays, frames = inputs(16, 19, 2, 8), np.arange(16) + 3
+    weight = np.random.default_rng(2).normal(size=arrays[0].shape).astype(np.float32)
+
+    def loss(function: Callable, *arrays: jax.Array) -> jax.Array:
+        *arguments, frames = arrays
+        return jnp.sum(function(*arguments, frames=frames) * weight)
+
+    mesh = sharding.make_mesh(fsdp=2)
+    rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    placed = (rows, rows, rows, rows, whole, rows)
+    everything = [jax.device_put(x, place) for x, place in zip((*arrays, frames), placed, strict=True)]
+    fused = jax.value_and_grad(functools.partial(loss, functools.partial(by_pallas, block=8)), range(5))
+    compiled = jax.jit(fused, in_shardings=placed).lower(*everything).compile()
+    program = compiled.as_text()
+    assert not re.search(r"all-gather|all-to-all|collective-permute", program)
+    assert "all-reduce" in program  # the table's gradient
+    got = compiled(*everything)
+    expected = jax.jit(jax.value_and_grad(functools.partial(loss, plain), range(5)))(*arrays, frames)
+    for x, y in zip(jax.tree.leaves(got[1]), jax.tree.leaves(expected[1]), strict=True):
+        np.testing.assert_allclose(x, y, rtol=SIMPLE, atol=SIMPLE)
+    np.testing.assert_allclose(got[0], expected[0], rtol=SIMPLE)
+    assert [x.sharding.is_equivalent_to(p, x.ndim) for x, p in zip(got[1], placed[:5], strict=True)] == [
+        True
+    ] * 5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
+def test_sharded_step() -> None:
+    """One update on four by two devices with the kernel is one on a single device with the plain one."""
+    convs = {"conv_dim": (8, 8), "conv_kernel": (10, 8), "conv_stride": (5, 64)}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = WavLMConfig(**NO_REGULARISATION, **convs, **sizes, do_stable_layer_norm=True)
+    params = split(WavLMForCTC(config, nnx.Rngs(0)))[1]
+    rng = np.random.default_rng(0)
+    batch = {
+        "input_values": rng.normal(size=(8, 6400)).astype(np.float32),
+        "lengths": np.arange(6400, 6400 - 8 * 400, -400, dtype=np.int32),
+        "labels": rng.integers(1, 30, (8, 4)).astype(np.int32),
+        "label_lengths": np.full(8, 3, np.int32),
+        "valid": np.ones(8, bool),
+    }
+    optimizer = optax.sgd(1.0)
+
+    def updated(name: str, mesh: Mesh) -> Any:
+        graphdef, _ = structure(config.replace(attention=name))
+        step = make_train_step(graphdef, optimizer, blank_id=0, reduction="mean", seed=0)
+        state = init_state(jax.tree.map(jnp.copy, params), {}, optimizer)
+        state = jax.device_put(state, sharding.tree_sharding(mesh, state))
+        state = jit_train_step(step, mesh, state)(state, sharding.put_batch(mesh, batch))
+        return jax.device_get(state.params)
+
+    auto = (AxisType.Auto, AxisType.Auto)
+    one = jax.make_mesh((1, 1), sharding.BATCH_AXES, axis_types=auto, devices=jax.devices()[:1])
+    expected, got = updated("xla", one), updated("pallas", sharding.make_mesh(fsdp=2))
+    for (path, x), y in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=DEEP, err_msg=str(path))
+    moved = expected["wavlm"]["encoder"]["bucket_bias"] - params["wavlm"]["encoder"]["bucket_bias"]
+    assert np.abs(moved).max() > 0
+
+
+# --- Memory -------------------------------------------------------------------------------------------------
+
+
+def shapes_in(jaxpr: Any) -> Iterator[tuple[int, ...]]:
+    """The shape of every value in a program, those inside its loops, branches and kernels too."""
+    for variable in (*jaxpr.invars, *jaxpr.constvars):
+        yield getattr(variable.aval, "shape", ())
+    for equation in jaxpr.eqns:
+        for variable in equation.outvars:
+            yield getattr(variable.aval, "shape", ())
+        for inner in jaxprs_in_params(equation.params):
+            yield from shapes_in(inner)
+
+
+def layer_gradient(function: Callable) -> Callable:
+    return jax.grad(lambda frames, *arrays: jnp.sum(function(*arrays, frames=frames)), argnums=range(1, 6))
+
+
+def layer_inputs(batch: int, time: int, heads: int, size: int, dtype: Any = jnp.float32) -> list:
+    """Shapes of the arguments of `layer_gradient`."""
+    qkv = jax.ShapeDtypeStruct((batch, time, heads, size), dtype)
+    gate, table = (
+        jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((batch, heads, time), (heads, 2 * time - 1))
+    )
+    return [jax.ShapeDtypeStruct((batch,), jnp.int32), qkv, qkv, qkv, gate, table]
+
+
+@pytest.mark.parametrize("time", [517, 1500])
+def test_nothing_is_frames_by_frames(time: int) -> None:
+    def squares(function: Callable) -> list[tuple[int, ...]]:
+        jaxpr = jax.make_jaxpr(layer_gradient(function))(*layer_inputs(2, time, 3, 64))
+        long = [[size for size in shape if size >= time] for shape in shapes_in(jaxpr.jaxpr)]
+        return [tuple(sizes) for sizes in long if len(sizes) > 1]
+
+    assert not squares(by_pallas)
+    assert squares(plain)  # the walk can see them
+    # Inside: kernels, and loops over them.
+    inner = list(shapes_in(jax.make_jaxpr(layer_gradient(by_pallas))(*layer_inputs(2, time, 3, 64)).jaxpr))
+    assert (128, 128) in inner
+
+
+def test_model_with_pallas_holds_no_bias() -> None:
+    """Nor does the model around the kernel."""
+    config = WavLMConfig(
+        **NO_REGULARISATION, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, attention="pallas"
+    )
+    rows = jax.ShapeDtypeStruct((2, 320 * 331 + 80), jnp.float32)
+    time = config.frame_count(rows.shape[1])
+    assert time == 331
+
+    def squares(config: WavLMConfig) -> int:
+        graphdef, params = structure(config)
+
+        def loss(params: Any, rows: jax.Array) -> jax.Array:
+            return jnp.sum(
+                merge(graphdef, params)(rows, jnp.array([time * 320, 9000]), key=jax.random.key(0))[0]
+            )
+
+        jaxpr = jax.make_jaxpr(jax.grad(loss))(params, rows)
+        return sum(shape.count(time) > 1 for shape in shapes_in(jaxpr.jaxpr))
+
+    assert squares(config) == 0
+    assert squares(config.replace(attention="xla")) > 0
+
+
+def memory_exponent(function: Callable, times: list[int]) -> tuple[float, list[float]]:
+    """The power of T with which a layer's temporary memory grows, forward and backward; and megabytes."""
+    sizes = []
+    for time in times:
+        compiled = jax.jit(layer_gradient(function)).lower(*layer_inputs(1, time, 4, 64)).compile()
+        sizes.append(compiled.memory_analysis().temp_size_in_bytes / 1e6)
+    exponent, _ = np.polyfit(np.log(times), np.log(sizes), 1)
+    return float(exponent), sizes
+
+
+@pytest.mark.slow
+def test_memory_is_linear_in_the_frames(measured: Callable[[str], None]) -> None:
+    """5 to 60 s of speech."""
+    times = [250, 500, 1000, 2000, 3000]
+    for name, function in (("pallas", by_pallas), ("xla", plain)):
+        exponent, sizes = memory_exponent(function, times)
+        figures = ", ".join(f"{size:.1f}" for size in sizes)
+        measured(f"memory of {name} for {times} frames: {figures} MB, exponent {exponent:.2f}")
+        if name == "pallas":
+            assert exponent <= 1.1
+        else:
+            assert exponent > 1.5
+
+
+# --- For other platforms ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("time", [199, 200, 399, 512, 1500, 2999])
+def test_lowers_for_tpu(time: int, dtype: Any) -> None:
+    """Forward and backward: one kernel, and three more."""
+    arguments = layer_inputs(2, time, 16, 64, dtype)
+    forward = jax.jit(lambda frames, *arrays: by_pallas(*arrays, frames=frames))
+    for function, kernels in ((forward, 1), (jax.jit(layer_gradient(by_pallas)), 4)):
+        program = jax.export.export(function, platforms=["tpu"])(*arguments).mlir_module()
+        assert program.count("@tpu_custom_call") == kernels
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("time", [199, 2999])
+def test_lowers_for_cuda(time: int, dtype: Any) -> None:
+    """To Triton; the same kernels."""
+    triton = "__gpu$xla.gpu.triton"
+    exported = jax.export.export(
+        jax.jit(layer_gradient(by_pallas)),
+        platforms=["cuda"],
+        disabled_checks=[jax.export.DisabledSafetyCheck.custom_call(triton)],
+    )(*layer_inputs(2, time, 16, 64, dtype))
+    assert exported.mlir_module().count(f"@{triton}") == 4
+
+
+@pytest.mark.parametrize("time", [199, 200])
+def test_cudnn_lowers_for_cuda(time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as it goes without a GPU: cuDNN's version is not there to be asked for."""
+    own = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(own, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(own, "check_compute_capability", lambda _: True)
+
+    def fused(*arrays: jax.Array, frames: jax.Array) -> jax.Array:
+        *qkv_gate, table = arrays
+        return attention.cudnn(*qkv_gate, attention.toeplitz(table), frames)
+
+    arguments = layer_inputs(2, time, 16, 64, jnp.bfloat16)
+    lowered = jax.jit(layer_gradient(fused)).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    kernels = re.findall(r"@__cudnn\$(\w+)", lowered)
+    assert kernels == ["fmhaScaleBiasSoftmax", "fmhaScaleBiasSoftmaxBackward"]
+
+
+# --- Which one ----------------------------------------------------------------------------------------------
+
+GPU = {"platform": "gpu", "dtype": "bfloat16"}
+TPU = {"platform": "tpu", "dtype": "bfloat16", "frames": 399}
+
+
+@pytest.mark.parametrize(
+    ("requested", "circumstances", "expected", "because"),
+    [
+        ("auto", {}, "xla", "CPU"),
+        ("auto", {"dropout": 0.1}, "xla", "CPU"),
+        ("auto", GPU, "cudnn", "bfloat16"),
+        ("auto", GPU | {"dropout": 0.1}, "xla", "dropout, which is 0.1"),
+        ("auto", GPU | {"dtype": "float32"}, "xla", "'float32'"),
+        ("auto", GPU | {"head_size": 20}, "xla", "multiples of 8"),
+        ("auto", GPU | {"frames": 1024}, "cudnn", "bfloat16"),
+        ("auto", GPU | {"frames": 1025}, "pallas", "linear"),
+        ("auto", GPU | {"frames": 1025, "dtype": "float32"}, "pallas", "linear"),
+        ("auto", GPU | {"frames": 1025, "head_size": 80}, "xla", "powers of 2"),
+        ("auto", TPU, "pallas", "linear"),
+        ("auto", TPU | {"dtype": "float32"}, "pallas", "linear"),
+        ("auto", TPU | {"frames": 199}, "xla", "256"),
+        ("auto", TPU | {"frames": 3073}, "xla", "3072"),
+        ("auto", TPU | {"dropout": 0.1}, "xla", "dropout"),
+        ("auto", {"platform": "other"}, "xla", "no fused kernel for other"),
+        ("xla", {"dropout": 0.1}, "xla", "configured"),
+        ("xla", GPU, "xla", "configured"),
+        ("cudnn", GPU, "cudnn", "configured"),
+        ("pallas", {}, "pallas", "slow"),
+        ("pallas", GPU | {"dtype": "float32"}, "pallas", "configured"),
+        ("pallas", TPU | {"frames": 10}, "pallas", "configured"),
+    ],
+)
+def test_choice(requested: str, circumstances: dict, expected: str, because: str) -> None:
+    usual = {"platform": "cpu", "dtype": "float32", "frames": 199, "head_size": 64, "dropout": 0.0}
+    name, reason = attention.choose(requested, **usual | circumstances)
+    assert name == expected
+    assert because in reason
+    assert "set " not in reason or requested == "auto"
+
+
+@pytest.mark.parametrize(
+    ("requested", "circumstances", "parts"),
+    [
+        ("cudnn", {}, ("GPU", "cpu", "'auto'")),
+        ("cudnn", GPU | {"dtype": "float32"}, ("bfloat16", "model.dtype", "'float32'")),
+        ("cudnn", GPU | {"head_size": 20}, ("multiples of 8", "20")),
+        ("cudnn", GPU | {"dropout": 0.1}, ("0.1", "model.overrides.attention_dropout = 0")),
+        ("pallas", {"dropout": 0.25}, ("0.25", "model.overrides.attention_dropout = 0")),
+        ("pallas", TPU | {"dropout": 0.1}, ("0.1", "model.overrides.attention_dropout = 0")),
+        ("pallas", TPU | {"frames": 4000}, ("3072", "4000")),
+        ("pallas", GPU | {"head_size": 80}, ("powers of 2", "80")),
+        ("pallas", {"platform": "other"}, ("GPUs and TPUs", "other")),
+    ],
+)
+def test_what_cannot_run_is_refused(requested: str, circumstances: dict, parts: tuple[str, ...]) -> None:
+    usual = {"platform": "cpu", "dtype": "float32", "frames": 199, "head_size": 64, "dropout": 0.0}
+    with pytest.raises(UserError) as raised:
+        attention.choose(requested, **usual | circumstances)
+    for part in (f"model.attention is {requested!r}", *parts):
+        assert part in str(raised.value)
+
+
+def test_description() -> None:
+    assert attention.describe(WavLMConfig(), [99, 199]) == (
+        "attention: xla in training (on a CPU the fused kernels do not run); "
+        "xla in evaluation (on a CPU the fused kernels do not run)"
+    )
+    fused = WavLMConfig(attention="pallas", attention_dropout=0.0)
+    assert "pallas in training (as configured" in attention.describe(fused, [99])
+    with pytest.raises(UserError, match=r"attention dropout is 0\.1"):
+        attention.describe(WavLMConfig(attention="pallas"), [99])
+    with pytest.raises(UserError, match="cuDNN needs an NVIDIA GPU"):
+        attention.describe(WavLMConfig(attention="cudnn", attention_dropout=0.0), [99])
+
+
+def test_description_where_it_depends_on_the_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    config = WavLMConfig(dtype="bfloat16")
+    line = attention.describe(config, [1499, 99, 749])
+    assert "xla in training (no fused kernel has attention dropout, which is 0.1)" in line
+    assert "cudnn in evaluation of 99 to 749 frames (" in line
+    assert "pallas in evaluation of 1499 to 1499 frames (" in line
