@@ -3,9 +3,9 @@
     python benchmarks/input_pipeline.py
 
 Clips of TIMIT's lengths are written as 16-bit WAV: normal, 3.07 s in the mean with a standard deviation of
-0.86 s, cut to 0.9 to 4 s as the recipe's training set. "Without cache" decodes every clip of an epoch anew and
-makes its batches; "from the cache" opens the package's cache of decoded clips, as a second start does, and
-makes them of it. "Least" padding is the lower bound over all plans of full batches with so many shapes.
+0.86 s, cut to 0.9 to 4 s as the recipe's training set. "Without cache" decodes every clip of an epoch anew
+and makes its batches; "from the cache" opens the package's cache of decoded clips, as a second start does,
+and makes them of it. "Least" padding is the lower bound over all plans of full batches with so many shapes.
 Theirs: every clip decoded by soundfile, normalised and padded by transformers' feature extractor, in the
 worker processes of a DataLoader, batches grouped by length as Trainer's `group_by_length` does.
 """

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from flax_wavlm import corpora, port, processes, report, sharding
+from flax_wavlm import attention, corpora, port, processes, report, sharding
 from flax_wavlm.audio import SAMPLE_RATE
 from flax_wavlm.batches import (
     Batches,
@@ -137,6 +137,9 @@ def _fit(config: TrainConfig, mesh: Mesh, workdir: Path, stop: processes.StopReq
         weight_decay=config.optim.weight_decay,
         clip_norm=config.optim.clip_norm,
     )
+    frame_counts = {int(origin.config.frame_count(samples)) for samples in batches.buckets}
+    log.info("%s", attention.describe(origin.config, frame_counts))
+
     template = _state_template(config, origin, optimizer, mesh)
     encode = None
     if config.model.freeze_feature_encoder:
