@@ -29,7 +29,7 @@ from flax_wavlm.text import INPUTS
 
 def cached_features(
     config: WavLMConfig,
-    encode: Callable[[Params, Batch], Batch],
+    encode: Callable[[Params, Batch], jax.Array],
     frozen: Params,
     batches: Batches,
     mesh: Mesh,
@@ -64,7 +64,7 @@ def cached_features(
         )
         for batch in same_shapes:
             put = sharding.put_batch(mesh, {name: batch[name] for name in INPUTS})
-            features = np.asarray(encode(frozen, put)["features"])
+            features = np.asarray(encode(frozen, put))
             for row in np.flatnonzero(batch["valid"]):
                 yield features[row][: config.frame_count(int(batch["lengths"][row]))]
 

@@ -148,7 +148,7 @@ def jit_train_step(
     train_step: Callable[[TrainState, Batch], TrainState],
     mesh: Mesh,
     state: TrainState,
-    encode: Callable[[Params, Batch], Batch] | None = None,
+    encode: Callable[[Params, Batch], Array] | None = None,
 ) -> Callable[[TrainState, Batch], TrainState]:
     """The step compiled over the mesh; the state's buffers are given up to the new state's.
 
@@ -163,11 +163,17 @@ def jit_train_step(
     )
     if encode is None:
         return step
-    return lambda state, batch: step(state, batch if "features" in batch else encode(state.frozen, batch))
+
+    def encode_first(state: TrainState, batch: Batch) -> TrainState:
+        if "features" not in batch:
+            batch = with_features(encode(state.frozen, batch), batch)
+        return step(state, batch)
+
+    return encode_first
 
 
-def jit_encode(config: WavLMConfig, mesh: Mesh, *, accumulation: int = 1) -> Callable[[Params, Batch], Batch]:
-    """The frozen feature encoder as a program of its own: (frozen, batch) -> the batch with `features`.
+def jit_encode(config: WavLMConfig, mesh: Mesh, *, accumulation: int = 1) -> Callable[[Params, Batch], Array]:
+    """The frozen feature encoder as a program of its own: (frozen, batch) -> features [B, T, C].
 
     What follows it in a step is then one program, whether the features are made now or were kept from an
     earlier epoch, and training comes out the same to the last bit. Frames beyond a clip's own are zero.
@@ -193,17 +199,16 @@ def jit_encode(config: WavLMConfig, mesh: Mesh, *, accumulation: int = 1) -> Cal
         features = jax.lax.map(functools.partial(encode_rows, encoder), in_parts(rows, parts))
         return features.swapaxes(0, 1).reshape(-1, *features.shape[2:])
 
-    jitted = jax.jit(
+    return jax.jit(
         encode,
         in_shardings=(None, sharding.batch_sharding(mesh)),
         out_shardings=sharding.batch_sharding(mesh),
     )
 
-    def with_features(frozen: Params, batch: Batch) -> Batch:
-        others = {name: rows for name, rows in batch.items() if name not in INPUTS or name == "lengths"}
-        return {"features": jitted(frozen, batch), **others}
 
-    return with_features
+def with_features(features: Array, batch: Batch) -> Batch:
+    """The batch with features in place of its audio."""
+    return {"features": features} | {k: v for k, v in batch.items() if k not in INPUTS or k == "lengths"}
 
 
 def in_parts(batch: Batch, parts: int) -> Batch:
