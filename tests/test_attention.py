@@ -270,7 +270,9 @@ def test_sharded_step() -> None:
     params = split(WavLMForCTC(config, nnx.Rngs(0)))[1]
     rng = np.random.default_rng(0)
     batch = {
-        "input_values": rng.normal(size=(8, 6400)).astype(np.float32),
+        "samples": rng.normal(size=(8, 6400)).astype(np.float32),
+        "mean": np.zeros(8, np.float32),
+        "scale": np.ones(8, np.float32),
         "lengths": np.arange(6400, 6400 - 8 * 400, -400, dtype=np.int32),
         "labels": rng.integers(1, 30, (8, 4)).astype(np.int32),
         "label_lengths": np.full(8, 3, np.int32),

@@ -155,7 +155,7 @@ def check_whole(batches: list[dict[str, np.ndarray]], clips: list[Clip]) -> None
     seen: Counter[int] = Counter()
     for batch in batches:
         for values, length, labels, width, valid, index in zip(
-            *(batch[key] for key in ("input_values", "lengths", "labels", "label_lengths", "valid", "clip")),
+            *(batch[key] for key in ("samples", "lengths", "labels", "label_lengths", "valid", "clip")),
             strict=True,
         ):
             assert valid == (index != FILLER)
@@ -183,7 +183,7 @@ def test_every_clip_is_used_once_and_whole(
                 chosen,
                 steps=1000,
                 seed=seed,
-                preprocess=np.asarray,
+                do_normalize=False,
                 process_index=process,
                 process_count=processes,
             )
@@ -195,7 +195,7 @@ def test_every_clip_is_used_once_and_whole(
             clips,
             share * processes,
             chosen,
-            preprocess=np.asarray,
+            do_normalize=False,
             process_index=process,
             process_count=processes,
         )
@@ -214,8 +214,8 @@ def test_padding_is_bounded(lengths: list[int], buckets: int, batch_size: int) -
     if buckets >= len({-(-length // 320) for length in lengths}):
         assert all(bucket - length < 320 for bucket, length in zip(own, lengths, strict=True))
     # An evaluation's clips are sorted, so that each border between two buckets falls into one batch.
-    batches = list(eval_batches(clips_of(lengths), batch_size, chosen, preprocess=np.asarray))
-    padded = sum(batch["input_values"].shape[1] * int(batch["valid"].sum()) for batch in batches)
+    batches = list(eval_batches(clips_of(lengths), batch_size, chosen, do_normalize=False))
+    padded = sum(batch["samples"].shape[1] * int(batch["valid"].sum()) for batch in batches)
     assert padded <= sum(own) + (batch_size - 1) * (chosen[-1] - chosen[0])
 
 

@@ -121,10 +121,19 @@ def test_export_pytorch(checkpoint, corpus, tmp_path):
     port.copy_side_files(checkpoint.folder, make_folder(workdir / "processor"))
     (workdir / "processor" / "config.json").write_text(json.dumps(checkpoint.config.to_hf()))
     (workdir / "config.json").write_text(json.dumps(TrainConfig(name="seven").to_dict()))
-    (workdir / "metrics.jsonl").touch()
+    row = {
+        "step": 7,
+        "epoch": 1.0,
+        "split": "test",
+        "loss": 1.0,
+        "wer": 0.5,
+        "cer": 0.5,
+        "wer_hf_padded": 0.5,
+    }
+    (workdir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     state = init_state(split(port.load(checkpoint.folder))[1], {}, optax.sgd(0.1))
     checkpoints = Checkpoints(workdir / "checkpoints")
-    checkpoints.save(state._replace(step=jnp.int32(7)), position={}, config={}, metrics={"wer": 0.5})
+    checkpoints.save(state._replace(step=jnp.int32(7)), position={}, config={})
     checkpoints.close()
 
     result = run("export_pytorch.py", "--workdir", workdir, "--output", output)

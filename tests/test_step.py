@@ -478,7 +478,7 @@ def test_step_that_is_not_finite_changes_nothing_but_is_noted() -> None:
     step = jax.jit(step, compiler_options=QUICK)
     rng = np.random.default_rng(0)
     good = make_batch([rng.normal(size=8_000).astype(np.float32) for _ in range(2)])
-    bad = {**good, "input_values": good["input_values"] * np.float32(np.inf)}
+    bad = {**good, "scale": good["scale"] * np.float32(np.inf)}
 
     state = step(init_state(trained, frozen, optimizer), good)
     assert skipped_steps(state) == []
