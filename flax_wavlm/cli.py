@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -18,6 +18,7 @@ from flax_wavlm.errors import Preempted, UserError
 from flax_wavlm.files import is_file, one_line
 from flax_wavlm.train_config import TrainConfig, field_names
 
+FAILED = 1  # exit status of what was not foreseen, and of losing the run's other processes
 USAGE = 2  # exit status of a UserError
 TRY_AGAIN = 75  # of Preempted: sysexits.h's EX_TEMPFAIL
 INTERRUPTED = 130  # of Ctrl-C, as a shell gives it
@@ -33,6 +34,7 @@ def run(main: Callable[[list[str]], None], *, arguments: str = "", messages: Tex
     """
     _use_huge_pages()
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises to install torch
+    sys.unraisablehook = _hide_late_callbacks(sys.unraisablehook)
     _show_messages(messages or sys.stdout)
     wanted = arguments.split()
 
@@ -50,10 +52,16 @@ def run(main: Callable[[list[str]], None], *, arguments: str = "", messages: Tex
             _fail(str(stopped), TRY_AGAIN)
         except KeyboardInterrupt:
             _fail("interrupted; what was saved before stays", INTERRUPTED)
-        except Exception:
+        except Exception as error:
+            if type(error).__name__ == "JaxRuntimeError" and _processes() > 1:
+                _fail(
+                    f"error: another process of this run has ended, or cannot be reached ({one_line(error)}). "
+                    "Look at what it said; the same command in each process then resumes",
+                    FAILED,
+                )
             traceback.print_exc()
-            _leave(1)
-            sys.exit(1)
+            _leave(FAILED)
+            sys.exit(FAILED)
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
@@ -100,9 +108,25 @@ def _fail(message: str, status: int) -> list[str]:
     sys.exit(status)
 
 
+def _processes() -> int:
+    """Of this run."""
+    # Without the module jax was not needed, and there are no others.
+    return sys.modules["flax_wavlm.processes"].count() if "flax_wavlm.processes" in sys.modules else 1
+
+
 def _leave(status: int) -> None:
-    if "flax_wavlm.processes" in sys.modules:  # else jax was not needed, and there are no others
+    if _processes() > 1:
         sys.modules["flax_wavlm.processes"].leave(status)
+
+
+def _hide_late_callbacks(report: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Without tensorstore's words when a write that has failed ends after the loop that asked for it."""
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    return hook
 
 
 def _show_messages(stream: TextIO) -> None:

@@ -69,15 +69,19 @@ def join(multihost: bool) -> None:
     )
 
 
+def count() -> int:
+    """Processes of this run."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
 def leave(status: int) -> None:
-    """Ends a process of several at once where something went wrong; returns where it is alone.
+    """Ends this process of several at once, because something went wrong.
 
     A usual exit would first wait for the others, which wait for this one. As it is, they hear of its end.
     """
-    if jax.distributed.is_initialized() and jax.process_count() > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 class StopRequest:

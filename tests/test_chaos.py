@@ -234,7 +234,9 @@ def test_a_process_that_dies_takes_the_others_along(
     seconds = time.monotonic() - died
     measured(f"process {dying} killed: the other ended after {seconds:.0f} s")
     assert seconds < 60
-    assert "another task died" in both[1 - dying].output or "other process" in both[1 - dying].output
+    # Ours where a computation failed first, jax's where its service heard of the death first.
+    said = ("another process of this run has ended", "another task died")
+    assert any(text in both[1 - dying].output for text in said), both[1 - dying].output
 
 
 def test_an_error_in_one_process_ends_all(data: Path, runs: Path, tmp_path: Path) -> None:
@@ -261,13 +263,19 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@pytest.fixture
-def interrupted(data: Path, runs: Path, request: pytest.FixtureRequest) -> Path:
+@pytest.fixture(scope="module")
+def stopped(data: Path, runs: Path) -> Path:
     """A workdir with checkpoints of two steps or more, and the run not at its end."""
-    workdir = runs / request.node.name
+    workdir = runs / "stopped"
     assert at_step(workdir, data, 8, signal.SIGTERM).finish() == TRY_AGAIN
     assert len(list((workdir / "checkpoints").glob("[0-9]*"))) >= 2
     return workdir
+
+
+@pytest.fixture
+def interrupted(stopped: Path, runs: Path, request: pytest.FixtureRequest) -> Path:
+    """A copy of it to be damaged."""
+    return Path(shutil.copytree(stopped, runs / request.node.name))
 
 
 def newest(workdir: Path) -> Path:
@@ -300,7 +308,7 @@ def test_damaged_newest_checkpoint(interrupted: Path, data: Path, whole: Path) -
 def test_no_checkpoint_is_good(interrupted: Path, data: Path) -> None:
     for checkpoint in (interrupted / "checkpoints").glob("[0-9]*"):
         file = largest_file(checkpoint)
-        file.write_bytes(file.read_bytes()[:-100])
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     before = tree(interrupted)
     again = Trainer(data, interrupted)
     assert again.finish() == 2

@@ -118,7 +118,7 @@ def run(tmp_path: Path, workdir: str, **changes: Any) -> TrainConfig:
     return config
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_training_on_features_is_training_on_audio(accumulation: int, tmp_path: Path) -> None:
     """To the last bit: metrics, evaluations, exported weights."""
     changes = {"train_accumulation": accumulation, "train_steps": 4, "train_eval_every": 4}

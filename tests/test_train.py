@@ -327,6 +327,7 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path: Path, monkeypatch: pytes
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
+@pytest.mark.chaos
 def test_asked_to_stop_at_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checkpoint comes first, since a notice may leave few seconds; the resumed run evaluates it."""
     whole = train(small_run(tmp_path, "whole"))
