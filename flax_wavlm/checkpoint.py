@@ -52,8 +52,9 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, scores: Mapping[int, float] | None = None):
-        # orbax warns of much that is meant.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # orbax warns of much that is meant, and both log the errors that it raises.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.folder = folder.absolute()
         self.scores = {} if scores is None else scores
         self._open()

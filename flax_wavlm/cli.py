@@ -6,6 +6,7 @@ import difflib
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ def run(main: Callable[[list[str]], None], *, arguments: str = "", messages: Tex
     """
     _use_huge_pages()
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises to install torch
-    sys.unraisablehook = _hide_late_callbacks(sys.unraisablehook)
+    _hide_repetitions()
     _show_messages(messages or sys.stdout)
     wanted = arguments.split()
 
@@ -55,8 +56,8 @@ def run(main: Callable[[list[str]], None], *, arguments: str = "", messages: Tex
         except Exception as error:
             if type(error).__name__ == "JaxRuntimeError" and _processes() > 1:
                 _fail(
-                    f"error: another process of this run has ended, or cannot be reached ({one_line(error)}). "
-                    "Look at what it said; the same command in each process then resumes",
+                    "error: another process of this run has ended, or cannot be reached "
+                    f"({one_line(error)}). Look at what it said; the same command in each then resumes",
                     FAILED,
                 )
             traceback.print_exc()
@@ -119,14 +120,19 @@ def _leave(status: int) -> None:
         sys.modules["flax_wavlm.processes"].leave(status)
 
 
-def _hide_late_callbacks(report: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Without tensorstore's words when a write that has failed ends after the loop that asked for it."""
+def _hide_repetitions() -> None:
+    """Keeps the threads that write checkpoints from printing the errors that they hand on to us as well."""
+    of_threads, of_callbacks = threading.excepthook, sys.unraisablehook
 
-    def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            report(unraisable)
+    def thread_failed(failure: threading.ExceptHookArgs) -> None:
+        if not type(failure.thread).__module__.startswith("orbax."):
+            of_threads(failure)
 
-    return hook
+    def callback_failed(failure: Any) -> None:
+        if str(failure.exc_value) != "Event loop is closed":  # tensorstore, after a write that has failed
+            of_callbacks(failure)
+
+    threading.excepthook, sys.unraisablehook = thread_failed, callback_failed
 
 
 def _show_messages(stream: TextIO) -> None:

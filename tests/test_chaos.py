@@ -54,6 +54,11 @@ def whole(data: Path, runs: Path) -> Path:
     return runs / "whole"
 
 
+def saved_steps(workdir: Path) -> list[int]:
+    """Of the checkpoints that are whole, or claim to be."""
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
 def at_step(workdir: Path, data: Path, step: int, stop: signal.Signals, **kwargs) -> Trainer:
     """A run that gets a signal when it has logged a step."""
     trainer = Trainer(data, workdir, **kwargs)
@@ -110,7 +115,7 @@ def test_sigterm_saves_and_the_same_command_resumes(
     assert trainer.finish() == TRY_AGAIN, trainer.output
     assert "asked to stop: saved at step" in trainer.output
     assert "Traceback" not in trainer.output
-    saved = max(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
+    saved = saved_steps(workdir)[-1]
     again = Trainer(data, workdir)
     finish(again)
     assert f"resumed from step {saved}" in again.output
@@ -268,7 +273,7 @@ def stopped(data: Path, runs: Path) -> Path:
     """A workdir with checkpoints of two steps or more, and the run not at its end."""
     workdir = runs / "stopped"
     assert at_step(workdir, data, 8, signal.SIGTERM).finish() == TRY_AGAIN
-    assert len(list((workdir / "checkpoints").glob("[0-9]*"))) >= 2
+    assert len(saved_steps(workdir)) >= 2
     return workdir
 
 
@@ -278,8 +283,13 @@ def interrupted(stopped: Path, runs: Path, request: pytest.FixtureRequest) -> Pa
     return Path(shutil.copytree(stopped, runs / request.node.name))
 
 
+def changed(before: dict[str, bytes], after: dict[str, bytes]) -> set[str]:
+    """Names of the files that are new, gone or other than they were."""
+    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+
+
 def newest(workdir: Path) -> Path:
-    return max((workdir / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    return workdir / "checkpoints" / str(saved_steps(workdir)[-1])
 
 
 def largest_file(checkpoint: Path) -> Path:
@@ -306,18 +316,15 @@ def test_damaged_newest_checkpoint(interrupted: Path, data: Path, whole: Path) -
 
 
 def test_no_checkpoint_is_good(interrupted: Path, data: Path) -> None:
-    for checkpoint in (interrupted / "checkpoints").glob("[0-9]*"):
-        file = largest_file(checkpoint)
+    for step in saved_steps(interrupted):
+        file = largest_file(interrupted / "checkpoints" / str(step))
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     before = tree(interrupted)
     again = Trainer(data, interrupted)
     assert again.finish() == 2
     assert "none of its checkpoints can be used" in again.output
     assert "Traceback" not in again.output
-    after = tree(interrupted)
-    assert {k: v for k, v in after.items() if k != ".lock"} == {
-        k: v for k, v in before.items() if k != ".lock"
-    }
+    assert changed(before, tree(interrupted)) == {".lock", "config.json"}  # the latter says where it is
 
 
 def test_read_only_workdir(interrupted: Path, data: Path) -> None:
@@ -353,12 +360,12 @@ def test_full_disk(interrupted: Path, data: Path, whole: Path, tmp_path: Path) -
     try:
         workdir = disk / "run"
         shutil.copytree(interrupted, workdir)
-        steps = sorted(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
+        steps = saved_steps(workdir)
         full = Trainer(data, workdir, environment={"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")})
         assert full.finish() == 2, full.output
         assert "Traceback" not in full.output
         assert "No space left" in full.output or "space" in full.output
-        kept = sorted(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
+        kept = saved_steps(workdir)
         assert set(kept) & set(steps)
         subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
         finish(Trainer(data, workdir, environment={"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}))
@@ -372,10 +379,7 @@ def test_another_configuration(interrupted: Path, data: Path) -> None:
     other = Trainer(data, interrupted, "--config.optim.learning_rate=0.5", "--config.seed=7")
     assert other.finish() == 2
     assert "optim.learning_rate was 0.001, is 0.5; seed was 42, is 7" in other.output
-    after = tree(interrupted)
-    assert {k: v for k, v in after.items() if k != ".lock"} == {
-        k: v for k, v in before.items() if k != ".lock"
-    }
+    assert changed(before, tree(interrupted)) == {".lock"}
 
 
 def test_other_data_under_the_same_path(interrupted: Path, data: Path, tmp_path: Path) -> None:
