@@ -94,6 +94,14 @@ every = pytest.mark.parametrize(
 )
 
 
+def assert_close(x: np.ndarray, y: np.ndarray, name: str) -> None:
+    """To SIMPLE of the largest element: single ones are sums over up to 399 keys that nearly cancel.
+
+    There both are as far from float64's value as from each other.
+    """
+    np.testing.assert_allclose(x, y, rtol=0, atol=SIMPLE * max(1.0, np.abs(y).max()), err_msg=name)
+
+
 @every
 def test_pallas(shape: tuple, frames: list[int], measured: Callable[[str], None]) -> None:
     *sizes, block = shape
@@ -101,7 +109,7 @@ def test_pallas(shape: tuple, frames: list[int], measured: Callable[[str], None]
     expected = output_and_gradients(plain, arrays, frames)
     got = output_and_gradients(functools.partial(by_pallas, block=block), arrays, frames)
     for name, x, y in zip(("out", *ARGUMENTS), got, expected, strict=True):
-        np.testing.assert_allclose(x, y, rtol=SIMPLE, atol=SIMPLE, err_msg=name)
+        assert_close(x, y, name)
     assert shape[1] == 1 or all(np.abs(x).max() > 100 * SIMPLE for x in expected)  # there is something to see
     differences = [np.abs(x - y).max() for x, y in zip(got, expected, strict=True)]
     measured(f"pallas against xla, {shape}: largest difference {max(differences):.1e}")
@@ -114,7 +122,7 @@ def test_cudnn_around_its_kernel(shape: tuple, frames: list[int]) -> None:
     expected = output_and_gradients(plain, arrays, frames)
     got = output_and_gradients(by_cudnn, arrays, frames)
     for name, x, y in zip(("out", *ARGUMENTS), got, expected, strict=True):
-        np.testing.assert_allclose(x, y, rtol=SIMPLE, atol=SIMPLE, err_msg=name)
+        assert_close(x, y, name)
 
 
 @pytest.mark.parametrize("function", [by_pallas, by_cudnn])
