@@ -93,7 +93,7 @@ class Trainer:
             self._lines.put(line)
         self._lines.put(None)
 
-    def wait_for(self, text: str, seconds: float = 240) -> bool:
+    def wait_for(self, text: str, seconds: float = 480) -> bool:
         """True once a line holds the text; False if the process ends without."""
         end = time.monotonic() + seconds
         while True:
@@ -105,7 +105,7 @@ class Trainer:
             if text in line:
                 return True
 
-    def finish(self, seconds: float = 240) -> int:
+    def finish(self, seconds: float = 480) -> int:
         """Its exit status; all its output is then in `output`."""
         self.wait_for("\0", seconds)
         return self.process.wait(seconds)

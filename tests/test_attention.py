@@ -95,10 +95,7 @@ every = pytest.mark.parametrize(
 
 
 def assert_close(x: np.ndarray, y: np.ndarray, name: str) -> None:
-    """To SIMPLE of the largest element: single ones are sums over up to 399 keys that nearly cancel.
-
-    There both are as far from float64's value as from each other.
-    """
+    """To SIMPLE of the largest element: single ones are sums over up to 399 keys that nearly cancel."""
     np.testing.assert_allclose(x, y, rtol=0, atol=SIMPLE * max(1.0, np.abs(y).max()), err_msg=name)
 
 
