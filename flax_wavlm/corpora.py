@@ -437,10 +437,11 @@ def _csv_rows(manifest: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         header = reader.fieldnames or []
+        columns = " ".join(", ".join(header).split())[:300]  # a quoted name may hold line ends
         for field in ("audio_filepath", "text"):
             if field not in header:
                 raise UserError(
-                    f"{manifest}:1: no column {field!r}, found {', '.join(header)[:300] or 'nothing'}. "
+                    f"{manifest}:1: no column {field!r}, found {columns or 'nothing'}. "
                     "Expected a header line with audio_filepath and text, separated by commas."
                 )
         if repeated := sorted({field for field in header if header.count(field) > 1}):
