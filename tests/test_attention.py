@@ -94,8 +94,11 @@ every = pytest.mark.parametrize(
 )
 
 
-def assert_close(x: np.ndarray, y: np.ndarray, name: str) -> None:
-    """To SIMPLE of the largest element: single ones are sums over up to 399 keys that nearly cancel."""
+def assert_close(x: np.ndarray, y: np.ndarray, name: str, shape: tuple) -> None:
+    """To SIMPLE, element by element; for MANY_SHAPES of the largest element, as sums of theirs cancel."""
+    if any(shape == strict for strict, _ in SHAPES):
+        np.testing.assert_allclose(x, y, rtol=SIMPLE, atol=SIMPLE, err_msg=name)
+        return
     np.testing.assert_allclose(x, y, rtol=0, atol=SIMPLE * max(1.0, np.abs(y).max()), err_msg=name)
 
 
@@ -106,7 +109,7 @@ def test_pallas(shape: tuple, frames: list[int], measured: Callable[[str], None]
     expected = output_and_gradients(plain, arrays, frames)
     got = output_and_gradients(functools.partial(by_pallas, block=block), arrays, frames)
     for name, x, y in zip(("out", *ARGUMENTS), got, expected, strict=True):
-        assert_close(x, y, name)
+        assert_close(x, y, name, shape)
     assert shape[1] == 1 or all(np.abs(x).max() > 100 * SIMPLE for x in expected)  # there is something to see
     differences = [np.abs(x - y).max() for x, y in zip(got, expected, strict=True)]
     measured(f"pallas against xla, {shape}: largest difference {max(differences):.1e}")
@@ -119,7 +122,7 @@ def test_cudnn_around_its_kernel(shape: tuple, frames: list[int]) -> None:
     expected = output_and_gradients(plain, arrays, frames)
     got = output_and_gradients(by_cudnn, arrays, frames)
     for name, x, y in zip(("out", *ARGUMENTS), got, expected, strict=True):
-        assert_close(x, y, name)
+        assert_close(x, y, name, shape)
 
 
 @pytest.mark.parametrize("function", [by_pallas, by_cudnn])
