@@ -47,7 +47,7 @@ def command_line() -> argparse.ArgumentParser:
 def main() -> None:
     options, ran = pairs.parse(command_line())
     if options.rehearse:
-        options.size, options.seconds, options.batches, options.devices = "tiny", [5, 6], [1], [1, 2]
+        options.size, options.seconds, options.batches, options.devices = "tiny", [5, 10], [1], [1, 2]
     pairs.prepare(options)
     chosen = workload.settings(options.size, layers=options.layers)
     overrides = {"dtype": options.dtype, "remat": options.remat}

@@ -90,7 +90,8 @@ def test_rehearsal(script: str, tmp_path: Path):
     result = json.loads((tmp_path / f"{script}-cpu.json").read_text())
     assert result["benchmark"] == script
     for row in result["rows"]:
-        assert row["ours"] >= 0
+        # The exponent of a tiny model's time is noise, of either sign.
+        assert row["ours"] >= 0 or (row["unit"] == "exponent" and "time" in row["job"])
         assert row["job"] in printed
 
 
