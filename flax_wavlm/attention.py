@@ -29,12 +29,12 @@ from jax.experimental.pallas import triton as plgpu
 
 from flax_wavlm import sharding
 from flax_wavlm.config import WavLMConfig
+from flax_wavlm.dropout import apply, kept
 from flax_wavlm.errors import UserError
 
 Array = jax.Array
-Dropout = Callable[[Array], Array]
-Attend = Callable[[Array, Array, Array, Array, Dropout], Array]
-"""(q, k, v [B, T, H, K], gate [B, H, T] float32, dropout of the attention weights) -> [B, T, H, K]."""
+Attend = Callable[[Array, Array, Array, Array, Array | None], Array]
+"""(q, k, v [B, T, H, K], gate [B, H, T] float32, key of attention dropout or None) -> [B, T, H, K]."""
 
 # --- Which one ----------------------------------------------------------------------------------------------
 
@@ -156,13 +156,14 @@ def prepare(config: WavLMConfig, table: Array, valid: Array | None, batch: int, 
     name = chosen(config, time, training=training).name
     if name == "xla":
         bias = toeplitz(table)
-        return lambda q, k, v, gate, dropout: xla(q, k, v, gate, bias, valid, dropout)
+        plainly = functools.partial(xla, rate=config.attention_dropout, precision=config.matmul_precision)
+        return lambda q, k, v, gate, key: plainly(q, k, v, gate, bias, valid, key=key)
     frames = jnp.full(batch, time, jnp.int32) if valid is None else jnp.sum(valid, axis=1, dtype=jnp.int32)
     if name == "cudnn":
         bias = toeplitz(table)
-        return lambda q, k, v, gate, dropout: cudnn(q, k, v, gate, bias, frames)
+        return lambda q, k, v, gate, _: cudnn(q, k, v, gate, bias, frames)
     exact = config.matmul_precision != "default"
-    return lambda q, k, v, gate, dropout: pallas(q, k, v, gate, table, frames, exact=exact)
+    return lambda q, k, v, gate, _: pallas(q, k, v, gate, table, frames, exact=exact)
 
 
 # --- With the whole bias ------------------------------------------------------------------------------------
@@ -177,15 +178,79 @@ def toeplitz(table: Array) -> Array:
 
 
 def xla(
-    q: Array, k: Array, v: Array, gate: Array, bias: Array, valid: Array | None, dropout: Dropout
+    q: Array,
+    k: Array,
+    v: Array,
+    gate: Array,
+    bias: Array,
+    valid: Array | None,
+    *,
+    rate: float = 0.0,
+    key: Array | None = None,
+    precision: str = "highest",
 ) -> Array:
-    """The reference. q, k, v [B, T, H, K], gate [B, H, T], bias [H, T, T], valid [B, T] -> [B, T, H, K]."""
-    scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=jnp.float32)
-    scores = scores / math.sqrt(q.shape[-1]) + gate[..., None] * bias
+    """Plain operations. q, k, v [B, T, H, K], gate [B, H, T], bias [H, T, T], valid [B, T] -> [B, T, H, K].
+
+    With a key, a share `rate` of the attention weights is dropped. All queries of a row without valid keys
+    attend to all alike. The precision is that of float32 products, which a gradient of its own does not take
+    from the context.
+    """
+    time = q.shape[1]
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q / math.sqrt(q.shape[-1]), k, v))  # [B, H, T, K]
+    mask = None
     if valid is not None:
-        scores = jnp.where(valid[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
-    weights = dropout(jax.nn.softmax(scores))  # [B, H, T, T]
-    return jnp.einsum("bhts,bshk->bthk", weights.astype(v.dtype), v)
+        mask = jnp.where(valid, 0, jnp.finfo(gate.dtype).min).astype(gate.dtype)[:, None, None, :]
+    keep = None if key is None else kept(key, (*q.shape[:2], time, time), rate)
+    return jnp.swapaxes(_weighted_mean(_Plainly(rate, precision), q, k, v, gate, bias, mask, keep), 1, 2)
+
+
+class _Plainly(NamedTuple):
+    """What is known before any array, for the plain operations."""
+
+    rate: float
+    precision: str
+
+    def product(self, axes: str, a: Array, b: Array) -> Array:
+        """The products for each clip and head, accumulated in float32 (or wider)."""
+        wide = jnp.promote_types(a.dtype, jnp.float32)
+        return jnp.einsum(axes, a, b, precision=self.precision, preferred_element_type=wide)
+
+    def drop(self, weights: Array, keep: Array | None) -> Array:
+        return apply(weights, keep, self.rate)
+
+
+# Its own gradient, because of what the automatic one does to memory and to the layout of the products: on a
+# CPU this takes two thirds of the time. It keeps one array of weights, and its products need no transposed
+# copies of [B, H, T, T].
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _weighted_mean(how: _Plainly, *arrays: Array | None) -> Array:
+    return _weighted_mean_forward(how, *arrays)[0]
+
+
+def _weighted_mean_forward(how, q, k, v, gate, bias, mask, keep):
+    scores = how.product("bhtk,bhsk->bhts", q, k)
+    scores = scores + (gate[..., None] * bias + (0 if mask is None else mask))
+    weights = jax.nn.softmax(scores)
+    out = how.product("bhts,bhsk->bhtk", how.drop(weights, keep).astype(v.dtype), v)
+    return out.astype(v.dtype), (q, k, v, gate, bias, weights, keep)
+
+
+def _weighted_mean_backward(how, saved, d_out):
+    q, k, v, gate, bias, weights, keep = saved
+    d_weights = how.drop(how.product("bhtk,bhsk->bhts", d_out, v), keep)
+    d_scores = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
+    d_v = how.product("bhts,bhtk->bhsk", how.drop(weights, keep).astype(d_out.dtype), d_out)
+    d_gate = jnp.sum(d_scores * bias, axis=-1)
+    d_bias = jnp.sum(d_scores * gate[..., None], axis=0)
+    d_scores = d_scores.astype(q.dtype)
+    d_q = how.product("bhts,bhsk->bhtk", d_scores, k)
+    d_k = how.product("bhts,bhtk->bhsk", d_scores, q)
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), d_gate, d_bias, None, None
+
+
+_weighted_mean.defvjp(_weighted_mean_forward, _weighted_mean_backward)
 
 
 def cudnn(
@@ -526,19 +591,26 @@ def _query_kernel(
     q, d_out, frames = q_ref[...], d_out_ref[...], frames_ref[...]
     gate, log_sum, mean = gate_ref[...], log_sum_ref[...], mean_ref[...]
 
-    def step(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        d_q, d_gate = carry  # [K, queries], [1, queries]
+    def along_keys(x: Array) -> Array:
+        return jnp.sum(x, axis=0, keepdims=True)
+
+    def step(j: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        d_q, d_gate, bias_mean, excess = carry  # [K, queries], [1, queries] each
         keys = pl.ds(j * how.block, how.block)
         k, bias = k_ref[keys, :], bias_ref[i - j + count - 1]
         scores = _scores(how, q, k, gate, bias, frames, j)
-        _, d_scores = _weights_and_gradient(how, scores, v_ref[keys, :], d_out, log_sum, mean)
-        d_gate = d_gate + jnp.sum(d_scores * bias, axis=0, keepdims=True)
-        return d_q + _dot(how, k, d_scores.astype(k.dtype), (0, 0)), d_gate
+        weights, d_scores = _weights_and_gradient(how, scores, v_ref[keys, :], d_out, log_sum, mean)
+        d_gate = d_gate + along_keys(d_scores * bias)
+        bias_mean = bias_mean + along_keys(weights * bias)
+        d_q = d_q + _dot(how, k, d_scores.astype(k.dtype), (0, 0))
+        return d_q, d_gate, bias_mean, excess + along_keys(d_scores)
 
-    start = jnp.zeros((q.shape[1], how.block), gate.dtype), jnp.zeros_like(gate)
-    d_q, d_gate = jax.lax.fori_loop(0, count, step, start)
+    start = jnp.zeros((q.shape[1], how.block), gate.dtype), *(jnp.zeros_like(gate) for _ in range(3))
+    d_q, d_gate, bias_mean, excess = jax.lax.fori_loop(0, count, step, start)
     d_q_ref[...] = (d_q / math.sqrt(q.shape[1])).T.astype(d_q_ref.dtype)
-    d_gate_ref[...] = d_gate
+    # The scores' gradients of a query sum to 0, but for the rounding of `mean`; what that does to d gate,
+    # whose terms all but cancel, is taken off again.
+    d_gate_ref[...] = d_gate - bias_mean * excess
 
 
 def _key_kernel(

@@ -16,7 +16,7 @@ from reference import NO_REGULARISATION, Reference, attention_mask, pad, tiny_re
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention, _compute_mask_indices
 
 from flax_wavlm import WavLMConfig, WavLMForCTC, port, sharding
-from flax_wavlm.model import grouped_conv, merge, relative_buckets, span_mask, split, structure
+from flax_wavlm.model import gelu, grouped_conv, merge, relative_buckets, span_mask, split, structure
 
 DEEP = 1e-4  # tolerance for a whole model in float32
 SIMPLE = 1e-5  # and for a simple module
@@ -468,3 +468,16 @@ def test_full_size(name: str, tmp_path, speech: list[np.ndarray], measured: Call
         f"relative to the largest logit {difference / np.abs(expected).max():.1e}"
     )
     assert difference <= 1e-3
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 2**-8)])
+def test_gelu(dtype: str, tolerance: float) -> None:
+    """Values and slope against torch's in float64: in bfloat16 nothing but the result is rounded."""
+    x = jnp.linspace(-9, 9, 2001).astype(dtype)
+    exact = torch.tensor(np.asarray(x, np.float64), requires_grad=True)
+    expected = torch.nn.functional.gelu(exact)
+    expected.sum().backward()
+    slope = jax.vmap(jax.grad(gelu))(x)
+    assert slope.dtype == gelu(x).dtype == x.dtype
+    np.testing.assert_allclose(np.asarray(gelu(x), np.float64), expected.detach(), rtol=tolerance, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(slope, np.float64), exact.grad, rtol=tolerance, atol=1e-6)
