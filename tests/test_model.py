@@ -16,7 +16,16 @@ from reference import NO_REGULARISATION, Reference, attention_mask, pad, tiny_re
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention, _compute_mask_indices
 
 from flax_wavlm import WavLMConfig, WavLMForCTC, port, sharding
-from flax_wavlm.model import gelu, grouped_conv, merge, relative_buckets, span_mask, split, structure
+from flax_wavlm.model import (
+    gelu,
+    grouped_conv,
+    merge,
+    product,
+    relative_buckets,
+    span_mask,
+    split,
+    structure,
+)
 
 DEEP = 1e-4  # tolerance for a whole model in float32
 SIMPLE = 1e-5  # and for a simple module
@@ -481,3 +490,18 @@ def test_gelu(dtype: str, tolerance: float) -> None:
     assert slope.dtype == gelu(x).dtype == x.dtype
     np.testing.assert_allclose(np.asarray(gelu(x), np.float64), expected.detach(), rtol=tolerance, atol=1e-6)
     np.testing.assert_allclose(np.asarray(slope, np.float64), exact.grad, rtol=tolerance, atol=1e-6)
+
+
+@pytest.mark.parametrize("outputs", [(5,), (30,), (3, 10)])  # narrower than the input, and wider
+def test_product(outputs: tuple[int, ...]) -> None:
+    """Values and gradient against numpy's, in float64."""
+    random = np.random.default_rng(0)
+    x, kernel = random.standard_normal((2, 7, 12)), random.standard_normal((12, *outputs))
+    dy = random.standard_normal((2, 7, *outputs))
+    letters = "op"[: len(outputs)]
+    with jax.enable_x64(True):
+        y, gradient = jax.vjp(product, x, kernel)
+        dx, d_kernel = gradient(jnp.asarray(dy))
+    np.testing.assert_allclose(y, np.einsum(f"bti,i{letters}->bt{letters}", x, kernel), rtol=1e-12)
+    np.testing.assert_allclose(dx, np.einsum(f"bt{letters},i{letters}->bti", dy, kernel), rtol=1e-12)
+    np.testing.assert_allclose(d_kernel, np.einsum(f"bti,bt{letters}->i{letters}", x, dy), rtol=1e-12)
