@@ -10,6 +10,8 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads wait for each other where cores are few
 
 from collections.abc import Callable
 from pathlib import Path
@@ -40,14 +42,17 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture
-def measured(capsys: pytest.CaptureFixture) -> Callable[[str], None]:
-    """Prints what a test measured, past pytest's capture: `pytest | grep measured` collects the figures."""
+def measured(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Keeps what a test measured for the end of the run: `pytest | grep ^measured` collects the figures."""
+    return lambda figures: record_property("measured", figures)
 
-    def say(figures: str) -> None:
-        with capsys.disabled():
-            print(f"\nmeasured: {figures}")
 
-    return say
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, figures in getattr(report, "user_properties", ()):
+                if name == "measured" and report.when == "call":
+                    terminalreporter.write_line(f"measured: {figures}")
 
 
 @pytest.fixture(scope="session")

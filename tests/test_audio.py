@@ -115,6 +115,7 @@ def test_truncated_header(format):
         (encoded(np.array([0, np.nan, 0.1]), subtype="FLOAT"), "1 samples are NaN or Inf"),
         (encoded(np.array([[0, np.inf]] * 3), 8_000, subtype="DOUBLE"), "3 samples are NaN or Inf"),
     ],
+    ids=["empty", "text", "no samples", "no samples in stereo", "nan", "infinity"],
 )
 def test_files_that_are_no_clip(tmp_path, data, message):
     file = tmp_path / "clip.wav"
