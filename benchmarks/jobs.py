@@ -5,10 +5,13 @@ CPU = (
     "input_pipeline.py",
     "train_step.py --size demo --steps 10",
     "train_step.py --size demo --steps 10 --recipe",
-    "train_step.py --size base --batch 4 --steps 1",
-    "train_step.py --size large --batch 2 --blocks 2 --steps 1",
-    "inference.py --clips 16 --batch 4 --blocks 2",
+    "train_step.py --size base --batch 4 --steps 3",
+    "train_step.py --size large --batch 2 --blocks 3 --steps 2",
+    "profile_step.py --size demo --steps 10",
+    "profile_step.py --size base --batch 4 --steps 2",
+    "inference.py --clips 16 --batch 4 --blocks 3",
     "scaling.py --seconds 1 5 10 20 40 60",
+    "scaling.py --seconds 5 10 20 40 60 --attention pallas --plan_only",
 )
 LARGE = "train_step.py --device cuda --size large --batch 32 --dtype bfloat16"
 CUDA = (
@@ -18,6 +21,7 @@ CUDA = (
     f"{LARGE} --recipe",
     f"{LARGE} --seconds 8",
     f"{LARGE} --seconds 8 --baseline B3",
+    "profile_step.py --device cuda --size large --batch 32 --dtype bfloat16 --steps 5",
     "inference.py --device cuda --size large --clips 512 --batch 32 --dtype bfloat16 --one_by_one",
     "startup.py --device cuda",
     "scaling.py --device cuda --size large --layers 24 --batch 8 --dtype bfloat16 --blocks 3 --steps 10",

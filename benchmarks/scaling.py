@@ -2,6 +2,7 @@
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --device cuda --size large --layers 24 --batch 8 --dtype bfloat16
+    python benchmarks/scaling.py --attention pallas --plan_only    # no step runs: interpreted, it takes hours
 
 For each point: seconds a step of ours and of B1 in turns, and the bytes of temporaries by XLA's own plan.
 The exponent of a quantity is the slope of a straight line through its logarithms over those of the length,
@@ -39,6 +40,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--attention", help="WavLMConfig.attention, ours only")
     parser.add_argument("--remat", default="none", help="WavLMConfig.remat, ours only")
+    parser.add_argument("--plan_only", action="store_true", help="memory against clip length, by the plan")
     parser.add_argument("--blocks", type=int, default=1, help="pairs of them")
     parser.add_argument("--steps", type=int, default=1, help="in a block")
     return parser
@@ -53,61 +55,92 @@ def main() -> None:
     overrides = {"dtype": options.dtype, "remat": options.remat}
     if options.attention:
         overrides["attention"] = options.attention
-    how = {"device": options.device, "bf16": options.dtype == "bfloat16", "threads": options.cores}
     name = f"{options.size}, {options.layers} layers" + (
         f", {options.attention}" if options.attention else ""
     )
-    lines, seconds, bytes_ = [], [], []
-    points = [(options.batch, length) for length in options.seconds] + [(n, 4.0) for n in options.batches]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         Worker("workload:save_weights", folder, chosen).close()
-        with pairs.workers(
-            ours=lambda: Worker("flax_side:FlaxTraining", folder, overrides),
-            theirs=lambda: Worker("torch_side:TorchTraining", folder, "B1", **how),
-        ) as (flax, torch):
-            device = flax("device")
-            for clips, length in points:
-                batch = workload.make_batch(clips, length)
-                compiled, _ = flax("compile", batch), torch("compile", batch)
-                measured = pairs.alternate(
-                    lambda: flax("block", options.steps),
-                    lambda: torch("block", options.steps),
-                    options.blocks,
-                )
-                seconds.append(measured.ours.median)
-                bytes_.append(compiled["temporary_bytes"])
-                lines.append(
-                    pairs.row(
-                        f"{name}, {clips} x {length:g} s",
-                        "s a step",
-                        measured.ours.median,
-                        theirs=measured.theirs.median,
-                        ratio=measured.ratio,
-                        temporary_bytes=compiled["temporary_bytes"],
-                    )
-                )
-                print(pairs.describe(lines[-1]), f"{compiled['temporary_bytes'] / 2**20:.0f} MiB", flush=True)
-        long = [i for i, (_, length) in enumerate(points[: len(options.seconds)]) if length >= 5]
-        lengths = [options.seconds[i] for i in long]
-        for what, values, target in (("time", seconds, None), ("memory", bytes_, 1.1)):
-            fused = options.attention not in (None, "xla") and not options.rehearse
-            lines.append(
-                pairs.row(
-                    f"{name}, {what} against clip length from 5 s",
-                    "exponent",
-                    exponent(lengths, [values[i] for i in long]),
-                    at_most=target if fused else None,
-                )
-            )
-        if options.device == "cpu":
-            lines += pretended(options, name, folder, overrides)
+        if options.plan_only:
+            lines, device = planned(options, name, folder, overrides)
+        else:
+            lines, device = against_theirs(options, name, folder, overrides)
+            if options.device == "cpu":
+                lines += pretended(options, name, folder, overrides)
     pairs.write(options, ran, "cpu" if options.device == "cpu" else pairs.slug(device), lines)
 
 
-def pretended(
+Lines = list[dict[str, Any]]
+
+
+def against_theirs(
     options: argparse.Namespace, name: str, folder: Path, overrides: dict[str, str]
-) -> list[dict[str, Any]]:
+) -> tuple[Lines, str]:
+    """Every length and every batch, both sides in turns; the exponents; and the device's name."""
+    how = {"device": options.device, "bf16": options.dtype == "bfloat16", "threads": options.cores}
+    lines, seconds, bytes_ = [], [], []
+    points = [(options.batch, length) for length in options.seconds] + [(n, 4.0) for n in options.batches]
+    with pairs.workers(
+        ours=lambda: Worker("flax_side:FlaxTraining", folder, overrides),
+        theirs=lambda: Worker("torch_side:TorchTraining", folder, "B1", **how),
+    ) as (flax, torch):
+        device = flax("device")
+        for clips, length in points:
+            batch = workload.make_batch(clips, length)
+            compiled, _ = flax("compile", batch), torch("compile", batch)
+            measured = pairs.alternate(
+                lambda: flax("block", options.steps),
+                lambda: torch("block", options.steps),
+                options.blocks,
+            )
+            seconds.append(measured.ours.median)
+            bytes_.append(compiled["temporary_bytes"])
+            lines.append(
+                pairs.row(
+                    f"{name}, {clips} x {length:g} s",
+                    "s a step",
+                    measured.ours.median,
+                    theirs=measured.theirs.median,
+                    ratio=measured.ratio,
+                    temporary_bytes=compiled["temporary_bytes"],
+                )
+            )
+            print(pairs.describe(lines[-1]), f"{compiled['temporary_bytes'] / 2**20:.0f} MiB", flush=True)
+    lines += exponents(options, name, time=seconds, memory=bytes_)
+    return lines, device
+
+
+def planned(
+    options: argparse.Namespace, name: str, folder: Path, overrides: dict[str, str]
+) -> tuple[Lines, str]:
+    """The exponent of our memory, and the device's name."""
+    bytes_ = []
+    with pairs.workers(ours=lambda: Worker("flax_side:FlaxTraining", folder, overrides)) as (flax,):
+        for length in options.seconds:
+            compiled = flax("compile", workload.make_batch(options.batch, length))
+            bytes_.append(compiled["temporary_bytes"])
+            print(f"{name}, {options.batch} x {length:g} s: {bytes_[-1] / 2**20:.0f} MiB", flush=True)
+        return exponents(options, name, memory=bytes_), flax("device")
+
+
+def exponents(options: argparse.Namespace, name: str, **quantities: list[float]) -> Lines:
+    """Of each quantity, measured at `options.seconds` (and what follows them)."""
+    long = [i for i, length in enumerate(options.seconds) if length >= 5]
+    fused = options.attention not in (None, "xla") and not options.rehearse
+    return [
+        pairs.row(
+            f"{name}, {what} against clip length from 5 s",
+            "exponent",
+            exponent([options.seconds[i] for i in long], [values[i] for i in long]),
+            at_most=1.1 if fused and what == "memory" else None,
+            seconds=options.seconds,
+            values=values[: len(options.seconds)],
+        )
+        for what, values in quantities.items()
+    ]
+
+
+def pretended(options: argparse.Namespace, name: str, folder: Path, overrides: dict[str, str]) -> Lines:
     """Seconds a step of one batch over several devices that are one CPU; the losses must agree."""
     batch = workload.make_batch(max(options.devices), 2.0)
     lines, first = [], None

@@ -99,6 +99,17 @@ class TorchTraining:
         self._wait()
         return (time.perf_counter() - start) / steps
 
+    def product_flops(self, size: int = 2048, repeats: int = 20) -> float:
+        """Floating-point operations a second in one large matrix product, the best of some."""
+        a, b = torch.randn(2, size, size, device=self.where)
+        best = float("inf")
+        for _ in range(repeats):
+            start = time.perf_counter()
+            a @ b
+            self._wait()
+            best = min(best, time.perf_counter() - start)
+        return 2 * size**3 / best
+
     def peak_bytes(self) -> int:
         """Of the device's memory; on a CPU of the whole process."""
         return torch.cuda.max_memory_allocated() if self.where == "cuda" else peak_rss()

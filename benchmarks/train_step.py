@@ -3,6 +3,9 @@
     python benchmarks/train_step.py --size base --batch 8 --seconds 4
     python benchmarks/train_step.py --device cuda --size large --batch 32 --dtype bfloat16 --baseline B3
 
+MFU is of the data sheet's dense bf16 peak; of a device without an entry, such as a CPU, of what PyTorch
+reaches in one large float32 matrix product.
+
 Both sides start from the same weights and repeat the same padded batch; the losses of their first steps
 must agree. Without --recipe nothing is random: dropouts, LayerDrop and SpecAugment are off.
 """
@@ -89,6 +92,7 @@ def main() -> None:
                 lambda: flax("block", options.steps), lambda: torch("block", options.steps), options.blocks
             )
             peaks, device = (flax("peak_bytes"), torch("peak_bytes")), flax("device")
+            peak_flops = workload.peak_flops(device) or torch("product_flops")
 
     flops = workload.step_flops(chosen, options.batch, options.seconds)
     layers = f", {options.layers} layers" if options.layers else ""
@@ -107,8 +111,9 @@ def main() -> None:
         blocks=measured.blocks,
         steps=options.steps,
         tflops=flops["total"] / 1e12,
-        mfu=workload.utilisation(flops["total"], measured.ours.median, device),
-        mfu_theirs=workload.utilisation(flops["total"], measured.theirs.median, device),
+        peak_flops=peak_flops,
+        mfu=flops["total"] / peak_flops / measured.ours.median,
+        mfu_theirs=flops["total"] / peak_flops / measured.theirs.median,
         compile=compiled | first,
         peak_bytes=peaks[0],
         peak_bytes_theirs=peaks[1],
@@ -116,6 +121,7 @@ def main() -> None:
         losses_theirs=theirs_first,
     )
     pairs.write(options, ran, "cpu" if options.device == "cpu" else pairs.slug(device), [line])
+    print(f"MFU {line['mfu']:.0%} and {line['mfu_theirs']:.0%} of {peak_flops / 1e12:.3g} TFLOP/s", end="; ")
     print(f"compiling: {compiled['trace_seconds']:.1f} + {compiled['compile_seconds']:.1f} s", end="; ")
     print(f"peak memory {peaks[0] / 2**30:.2f} and {peaks[1] / 2**30:.2f} GiB")
 

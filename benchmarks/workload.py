@@ -135,7 +135,6 @@ def step_flops(chosen: dict[str, Any], clips: int, seconds: float) -> dict[str, 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # bf16, dense, of the data sheets
 
 
-def utilisation(flops: float, seconds: float, device: str) -> float | None:
-    """MFU: the share of the device's peak in bf16; None where the peak is not known."""
-    peak = next((peak for name, peak in PEAK_FLOPS.items() if name in device), None)
-    return flops / seconds / peak if peak else None
+def peak_flops(device: str) -> float | None:
+    """Of the data sheet; None where it is not known."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in device), None)

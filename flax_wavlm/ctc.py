@@ -13,6 +13,7 @@ Array = jax.Array
 LOG_ZERO = -1e30  # finite, so that no difference of two is NaN
 
 
+@jax.named_scope("ctc_loss")
 def ctc_loss(
     logits: Array, frames: Array, labels: Array, label_lengths: Array, *, blank_id: int
 ) -> tuple[Array, Array]:

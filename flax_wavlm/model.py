@@ -196,6 +196,7 @@ class FeatureEncoder(nnx.Module):
         for index in range(len(config.conv_dim)):
             setattr(self, f"conv{index}", ConvLayer(config, index, rngs))
 
+    @jax.named_scope("feature_encoder")
     def __call__(self, input_values: Array, lengths: Array | None = None) -> Array:
         x = input_values[:, :, None]  # [B, N, 1]
         for index in range(len(self.config.conv_dim)):
@@ -215,6 +216,7 @@ class FeatureProjection(nnx.Module):
             value = jax.random.uniform(rngs.params(), parameter.shape, minval=-bound, maxval=bound)
             parameter.set_value(value)
 
+    @jax.named_scope("feature_projection")
     def __call__(self, x: Array) -> Array:  # [B, T, C]
         return self.projection(self.norm(x))  # [B, T, D]
 
@@ -346,6 +348,7 @@ class PositionalConv(nnx.Module):
         self.magnitude = nnx.Param(jnp.sqrt(jnp.sum(jnp.square(direction), axis=(1, 2))))
         self.bias = nnx.Param(jnp.zeros(size))
 
+    @jax.named_scope("positional_conv")
     def __call__(self, x: Array) -> Array:  # [B, T, D]
         direction = self.direction[...]
         norm = jnp.sqrt(jnp.sum(jnp.square(direction), axis=(1, 2), keepdims=True))
@@ -370,6 +373,7 @@ class Attention(nnx.Module):
         self.gate = linear(size // heads, 8, config, rngs)
         self.gate_const = nnx.Param(jnp.ones(heads))
 
+    @jax.named_scope("attention")
     def __call__(self, x: Array, attend: attention.Attend, key: Array | None) -> Array:  # [B, T, D]
         config = self.config
         batch, time, size = x.shape
@@ -394,6 +398,7 @@ class FeedForward(nnx.Module):
         self.up = linear(config.hidden_size, config.intermediate_size, config, rngs)
         self.down = linear(config.intermediate_size, config.hidden_size, config, rngs)
 
+    @jax.named_scope("feed_forward")
     def __call__(self, x: Array, key: Array | None) -> Array:  # [B, T, D]
         x = ACTIVATIONS[self.config.hidden_act](self.up(x))  # [B, T, F]
         return self.down(dropout(x, self.config.activation_dropout, key))

@@ -113,14 +113,17 @@ def make_train_step(
         clips = jnp.sum(batch["valid"])
         scale = 1 / jnp.maximum(clips, 1) if reduction == "mean" else jnp.ones(())
         (loss, infeasible), grads = compute(state.params, state.frozen, batch, key, scale)
-        norm = optax.tree.norm(grads)
+        with jax.named_scope("optimizer"):
+            norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
         def if_finite(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = if_finite(optax.apply_updates(state.params, updates), state.params)
+            opt_state = if_finite(opt_state, state.opt_state)
         new = {
             "steps": 1,
             "loss": loss,
@@ -134,9 +137,9 @@ def make_train_step(
         noted = {"count": count + 1, "steps": steps.at[count % SKIPPED_KEPT].set(state.step + 1)}
         return TrainState(
             step=state.step + 1,
-            params=if_finite(params, state.params),
+            params=params,
             frozen=state.frozen,
-            opt_state=if_finite(opt_state, state.opt_state),
+            opt_state=opt_state,
             totals=if_finite(totals, state.totals),
             skipped=if_finite(state.skipped, noted),
         )
