@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from pairs import peak_rss
-from workload import BLANK
+from workload import BLANK, LEARNING_RATE
 
 from flax_wavlm import port, sharding
 from flax_wavlm.model import split
@@ -28,7 +28,7 @@ class FlaxTraining:
         )
         graphdef, params = split(model)
         trained, frozen = partition(params, freeze_feature_encoder=True)
-        optimizer = adamw(linear_schedule(1e-4, 0, 100_000), weight_decay=0.005, clip_norm=1.0)
+        optimizer = adamw(linear_schedule(LEARNING_RATE, 0, 100_000), weight_decay=0.005, clip_norm=1.0)
         where = sharding.tree_sharding(
             mesh, jax.eval_shape(lambda *p: init_state(*p, optimizer), trained, frozen)
         )

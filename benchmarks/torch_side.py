@@ -17,6 +17,7 @@ import torch.nn.functional as F
 import transformers
 from pairs import peak_rss
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
+from workload import LEARNING_RATE
 
 BASELINES = ("B1", "B2", "B3")
 
@@ -56,7 +57,7 @@ class TorchTraining:
             {"params": [value for name, value in trained.items() if name not in decay], "weight_decay": 0.0},
         ]
         self.trained = list(trained.values())
-        self.optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.999), eps=1e-8, fused=True)
+        self.optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-8, fused=True)
         self.schedule = transformers.get_linear_schedule_with_warmup(self.optimizer, 0, 100_000)
         self.model = torch.compile(model) if baseline != "B1" else model
 
