@@ -19,9 +19,13 @@ from flax_wavlm.step import init_state, jit_encode, jit_train_step, make_train_s
 
 
 class FlaxTraining:
-    """A training step of the folder's weights, and the batch that it repeats."""
+    """A training step of the folder's weights, and the batch that it repeats.
 
-    def __init__(self, folder: Path, overrides: dict[str, Any]):
+    With `keep_features` the frozen encoder runs once, as with `data.cache_features`.
+    """
+
+    def __init__(self, folder: Path, overrides: dict[str, Any], keep_features: bool = False):
+        self.keep_features = keep_features
         mesh = sharding.make_mesh()
         model = port.load(
             folder, overrides=overrides, placement=lambda _, shape: sharding.parameter_sharding(mesh, shape)
@@ -47,6 +51,8 @@ class FlaxTraining:
             jax.block_until_ready(self.encode(self.state.frozen, self.batch)), self.batch
         )
         encoded = time.perf_counter()
+        if self.keep_features:
+            self.batch = features
         lowered = self.jitted.lower(self.state, features)
         traced = time.perf_counter()
         self.step = lowered.compile()
@@ -63,8 +69,7 @@ class FlaxTraining:
         """The loss of each of the next steps."""
         sums = [float(self.state.totals["loss"])]
         for _ in range(steps):
-            features = self.encode(self.state.frozen, self.batch)
-            self.state = self.step(self.state, with_features(features, self.batch))
+            self.state = self.step(self.state, self._input())
             sums.append(float(self.state.totals["loss"]))
         return [after - before for before, after in itertools.pairwise(sums)]
 
@@ -72,10 +77,14 @@ class FlaxTraining:
         """Seconds a step, over so many of them."""
         start = time.perf_counter()
         for _ in range(steps):
-            features = self.encode(self.state.frozen, self.batch)
-            self.state = self.step(self.state, with_features(features, self.batch))
+            self.state = self.step(self.state, self._input())
         jax.block_until_ready(self.state)
         return (time.perf_counter() - start) / steps
+
+    def _input(self) -> dict[str, jax.Array]:
+        if self.keep_features:
+            return self.batch
+        return with_features(self.encode(self.state.frozen, self.batch), self.batch)
 
     def peak_bytes(self) -> int:
         """Of the device's memory; on a CPU of the whole process."""

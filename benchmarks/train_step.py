@@ -55,6 +55,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=tuple(TOLERANCE), default="float32")
     parser.add_argument("--baseline", choices=("B1", "B2", "B3"), default="B1")
     parser.add_argument("--recipe", action="store_true", help="dropouts, LayerDrop, SpecAugment as released")
+    parser.add_argument("--keep_features", action="store_true", help="data.cache_features, ours only")
     parser.add_argument("--attention", help="WavLMConfig.attention, ours only")
     parser.add_argument("--unroll", type=int, default=1, help="WavLMConfig.unroll, ours only")
     parser.add_argument("--blocks", type=int, default=5, help="pairs of them")
@@ -80,7 +81,7 @@ def main() -> None:
         folder = Path(scratch)
         save_weights(folder, chosen)
         with pairs.workers(
-            ours=lambda: Worker("flax_side:FlaxTraining", folder, overrides),
+            ours=lambda: Worker("flax_side:FlaxTraining", folder, overrides, options.keep_features),
             theirs=lambda: Worker("torch_side:TorchTraining", folder, options.baseline, **how),
         ) as (flax, torch):
             compiled, first = flax("compile", batch), torch("compile", batch)
@@ -95,12 +96,12 @@ def main() -> None:
             peak_flops = workload.peak_flops(device) or torch("product_flops")
 
     flops = workload.step_flops(chosen, options.batch, options.seconds)
-    layers = f", {options.layers} layers" if options.layers else ""
-    job = (
-        f"{options.size}{layers}, {options.batch} x {options.seconds:g} s, {options.dtype}"
-        f"{', recipe' if options.recipe else ''}, vs {options.baseline}"
-    )
-    whole = not (options.layers or options.recipe or options.rehearse)
+    job = f"{options.size}, {options.batch} x {options.seconds:g} s, {options.dtype}"
+    job += f", {options.layers} layers" if options.layers else ""
+    job += ", recipe" if options.recipe else ""
+    job += ", features kept" if options.keep_features else ""
+    job += f", vs {options.baseline}"
+    whole = not (options.layers or options.recipe or options.keep_features or options.rehearse)
     line = pairs.row(
         job,
         "s a step",
