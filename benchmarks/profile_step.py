@@ -32,8 +32,6 @@ SCOPES = (
     "ctc_loss",
     "optimizer",
 )
-# Inside a loop over the layers but in none of its parts: slices of stacked weights, kept activations.
-LOOP = "while/body"
 
 
 def part(name: str) -> str:
@@ -41,9 +39,10 @@ def part(name: str) -> str:
     found = next((scope for scope in SCOPES if re.search(rf"\b{scope}\b", name)), None)
     if found:
         return found
+    # A loop's slices of stacked arrays; copies and zeros of the compiler's own have no name.
     if re.search(r"dynamic_(update_)?index_in_dim|dynamic_(update_)?slice", name) or not name:
         return "moving and filling arrays"
-    return "layer norms, residuals, LayerDrop" if LOOP in name else "rest"
+    return "layer norms, residuals, LayerDrop" if "while/body" in name else "rest"
 
 
 def op_names(hlo: str) -> dict[str, str]:
@@ -62,10 +61,12 @@ def busy(folder: Path, program: str, names: dict[str, str]) -> dict[str, float]:
             details = event.get("args", {})
             if event.get("ph") != "X" or "hlo_op" not in details:
                 continue
+            if re.match(r"while\b", details["hlo_op"]):  # its body's operations are counted
+                continue
+            # The frozen encoder is a program of its own.
             inside = details.get("hlo_module", "").startswith(program)
-            name = names.get(details["hlo_op"], "") if inside else "feature_encoder"
-            if not re.match(r"while\b", details["hlo_op"]):  # its body's operations are counted
-                taken[part(name)] += event["dur"]
+            where = part(names.get(details["hlo_op"], "")) if inside else "feature_encoder"
+            taken[where] += event["dur"]
     if not taken:
         raise SystemExit(f"{trace} names no operation: this profiler does not tell where the time goes")
     return dict(taken)

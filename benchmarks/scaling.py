@@ -2,7 +2,9 @@
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --device cuda --size large --layers 24 --batch 8 --dtype bfloat16
-    python benchmarks/scaling.py --attention pallas --plan_only    # no step runs: interpreted, it takes hours
+    python benchmarks/scaling.py --attention pallas --plan_only
+
+The last runs no step: on a CPU the kernel is interpreted, very slowly.
 
 For each point: seconds a step of ours and of B1 in turns, and the bytes of temporaries by XLA's own plan.
 The exponent of a quantity is the slope of a straight line through its logarithms over those of the length,
@@ -22,6 +24,8 @@ import numpy as np
 import pairs
 import workload
 from pairs import Worker
+
+Lines = list[dict[str, Any]]  # of the table
 
 
 def exponent(sizes: list[float], values: list[float]) -> float:
@@ -68,9 +72,6 @@ def main() -> None:
             if options.device == "cpu":
                 lines += pretended(options, name, folder, overrides)
     pairs.write(options, ran, "cpu" if options.device == "cpu" else pairs.slug(device), lines)
-
-
-Lines = list[dict[str, Any]]
 
 
 def against_theirs(

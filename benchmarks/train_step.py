@@ -16,7 +16,6 @@ import argparse
 import statistics
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pairs
 import workload
@@ -31,12 +30,6 @@ TARGETS = {
     ("cuda", "large", "B2"): 1 / 1.3,
 }
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}  # relative, of the first losses
-
-
-def save_weights(folder: Path, chosen: dict[str, Any]) -> None:
-    """By a process of its own, whose memory goes with it."""
-    worker = Worker("workload:save_weights", folder, chosen)
-    worker.close()
 
 
 def check_losses(ours: list[float], theirs: list[float], tolerance: float) -> None:
@@ -79,7 +72,7 @@ def main() -> None:
     how = {"device": options.device, "bf16": options.dtype == "bfloat16", "threads": options.cores}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        save_weights(folder, chosen)
+        Worker("workload:save_weights", folder, chosen).close()
         with pairs.workers(
             ours=lambda: Worker("flax_side:FlaxTraining", folder, overrides, options.keep_features),
             theirs=lambda: Worker("torch_side:TorchTraining", folder, options.baseline, **how),

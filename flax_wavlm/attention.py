@@ -219,9 +219,8 @@ class _Plainly(NamedTuple):
         return apply(weights, keep, self.rate)
 
 
-# Its own gradient, because of what the automatic one does to memory and to the layout of the products: on a
-# CPU this takes two thirds of the time. It keeps one array of weights, and its products need no transposed
-# copies of [B, H, T, T].
+# Its own gradient, because of what the automatic one does to memory and to the layout of the products. This
+# one keeps one array of weights, and its products need no transposed copies of [B, H, T, T].
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

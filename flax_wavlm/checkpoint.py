@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +51,7 @@ class Checkpoints:
         UserError, here and in all methods: the folder cannot be written or read.
     """
 
-    def __init__(self, folder: Path, scores: Mapping[int, float] | None = None):
+    def __init__(self, folder: Path, scores: MutableMapping[int, float] | None = None):
         # orbax warns of much that is meant, and both log the errors that it raises.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)

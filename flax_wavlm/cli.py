@@ -79,8 +79,8 @@ def run(main: Callable[[list[str]], None], *, arguments: str = "", messages: Tex
 def _use_huge_pages() -> None:
     """Starts this process again with large pages for large arrays, where glibc and the kernel offer them.
 
-    XLA's CPU backend allocates its temporaries anew at every step. Touched in pages of 4 kB they cost the
-    demo's training step 40 % of its time. glibc takes this setting at the start of a process only.
+    XLA's CPU backend allocates its temporaries anew at every step. Touched in pages of 4 kB they cost a
+    large part of the demo's step. glibc takes this setting at the start of a process only.
     """
     setting = "glibc.malloc.hugetlb=1"
     offer = Path("/sys/kernel/mm/transparent_hugepage/enabled")

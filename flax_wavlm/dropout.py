@@ -23,7 +23,7 @@ def kept(key: Array, shape: tuple[int, ...], rate: float) -> Array | None:
     if dropped == STEPS:
         return jnp.zeros(shape, bool)
     # A random word makes two elements, half of the row apart. It is made once only if a barrier keeps the
-    # compiler from making it anew for each of them: generating is what costs, 2.3 times as much on a CPU.
+    # compiler from making it anew for each of them: generating is what costs.
     *rows, size = shape
     words = jax.lax.optimization_barrier(jax.random.bits(key, (*rows, -(-size // 2)), jnp.uint32))
     halves = jnp.concatenate([words & np.uint32(0xFFFF), words >> 16], axis=-1)

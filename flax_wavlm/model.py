@@ -38,8 +38,8 @@ Params = dict[str, Any]  # nested; the leaves are arrays
 def gelu(x: Array) -> Array:
     """x times the normal distribution's function of x (Hendrycks & Gimpel 2016), computed in float32.
 
-    By erf, as torch has it: `jax.nn.gelu` goes by erfc, which costs 2.5 times as much on a CPU. What is kept
-    for the backward pass is the derivative alone, in the type of x.
+    By erf, as torch has it: `jax.nn.gelu` goes by erfc, which takes longer on a CPU. What is kept for the
+    backward pass is the derivative alone, in the type of x.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (wide * _normal_cdf(wide)).astype(x.dtype)
@@ -115,9 +115,9 @@ class _DenseProduct:
 def product(x: Array, kernel: Array, precision: str = "highest") -> Array:
     """The last axis of `x` with the first of `kernel`: [..., I] and [I, *O] to [..., *O].
 
-    Its own gradient, because for the automatic one XLA transposes the output's gradient in memory on a CPU:
-    the step of wavlm-base takes 6 % longer. The precision is that of float32 products, which a gradient of
-    its own does not take from the context.
+    Its own gradient, because for the automatic one XLA transposes the output's gradient in memory on a CPU,
+    even where it is the larger operand. The precision is that of float32 products, which a gradient of its
+    own does not take from the context.
     """
     return jnp.tensordot(x, kernel, 1, precision=precision)
 
@@ -276,8 +276,8 @@ def relative_buckets(frames: int, num_buckets: int, max_distance: int) -> np.nda
 def grouped_conv(x: Array, kernel: Array, precision: str = "highest") -> Array:
     """Convolution over time in groups, "same" padding, stride 1, no bias.
 
-    Its own gradient because the automatic one is slow: 13 times torch's on a CPU for the 128-tap, 16-group
-    positional convolution, and slow on GPUs as well.
+    Its own gradient because XLA's is many times slower than torch's for as many taps and groups as the
+    positional convolution has.
 
     Args: x [B, T, D], kernel [taps, D / groups, D]; the precision of float32 products, which a gradient of
         its own does not take from the context. Returns [B, T, D]; an even kernel has its extra zero on the

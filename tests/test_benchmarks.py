@@ -7,15 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jobs
+import pairs
 import pytest
+import workload
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
-import jobs  # noqa: E402
-import pairs  # noqa: E402
-import workload  # noqa: E402
 
 
 def run(script: str = "", *arguments: str, code: str = "") -> str:
@@ -78,8 +76,7 @@ NEEDED_ELSEWHERE = ("grain", "datasets", "jiwer", "soundfile", "soxr", "ml_colle
 def test_model_and_step_need_no_package_for_data():
     blocked = f"import sys; sys.modules.update(dict.fromkeys({NEEDED_ELSEWHERE}))\n"  # import of None fails
     modules = [f"flax_wavlm.{name}" for name in ("model", "step", "port", "optim", "ctc", "sharding")]
-    modules += ["flax_side", "torch_side", "train_step", "profile_step"]
-    modules += ["scaling", "startup", "workload"]
+    modules += ["flax_side", "torch_side", "train_step", "profile_step", "scaling", "startup", "workload"]
     run(code=blocked + "\n".join(f"import {module}" for module in modules))
     assert "ok" in run(code=blocked + "try:\n    import grain.python\nexcept ImportError:\n    print('ok')")
 

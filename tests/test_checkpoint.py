@@ -79,7 +79,7 @@ def save(checkpoints: Checkpoints, step: int, wer: float | None) -> None:
     """As a run does: the evaluation comes after the checkpoint."""
     checkpoints.save(new_state(step=step, seed=step), position={"at": step}, config=CONFIG)
     if wer is not None:
-        checkpoints.scores[step] = wer  # type: ignore[index]
+        checkpoints.scores[step] = wer
 
 
 def steps_kept(checkpoints: Checkpoints) -> list[int]:

@@ -417,7 +417,7 @@ def runs() -> dict[int, Run]:
             placed = state = jax.device_put(state, sharding.tree_sharding(mesh, state))
             step = make_train_step(structure(SMALL)[0], optimizer, blank_id=BLANK, reduction="mean", seed=0)
             batches = [sharding.put_batch(mesh, small_batch(seed=seed)) for seed in range(3)]
-            jitted = jit_train_step(step, mesh, state).lower(state, batches[0])  # type: ignore[attr-defined]
+            jitted = jit_train_step(step, mesh, state).lower(state, batches[0])
             compiled = jitted.compile(compiler_options=QUICK)
             for batch in batches:
                 state = compiled(state, batch)
