@@ -84,9 +84,51 @@ def merge(graphdef: nnx.GraphDef, params: Params) -> Any:
     return nnx.merge(graphdef, nnx.State(params))
 
 
-def layer_norm(size: int, eps: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm over the last axis, in float32 whatever comes in; variance in two passes, as torch does."""
-    return nnx.LayerNorm(size, epsilon=eps, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+class LayerNorm(nnx.LayerNorm):
+    """LayerNorm over the last axis (Ba et al. 2016), in float32 whatever comes in; the result in `dtype`."""
+
+    def __init__(self, size: int, eps: float, rngs: nnx.Rngs, dtype: str = "float32"):
+        super().__init__(size, epsilon=eps, dtype=jnp.dtype(dtype), rngs=rngs)
+
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        assert self.scale is not None
+        assert self.bias is not None
+        return _normalised(x, self.scale[...], self.bias[...], self.epsilon, self.dtype)
+
+
+# Its own gradient, because the automatic one keeps three arrays of the size of x for the backward pass, and
+# this one keeps x, which of a residual stream is there anyway.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalised(x: Array, scale: Array, bias: Array, eps: float, dtype: Any) -> Array:
+    return _normalised_forward(x, scale, bias, eps, dtype)[0]
+
+
+def _normalised_forward(
+    x: Array, scale: Array, bias: Array, eps: float, dtype: Any
+) -> tuple[Array, tuple[Array, ...]]:
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    # The variance in two passes, as torch does.
+    factor = jax.lax.rsqrt(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True) + eps)
+    return ((wide - mean) * (factor * scale) + bias).astype(dtype), (x, mean, factor, scale)
+
+
+def _normalised_backward(
+    eps: float, dtype: Any, saved: tuple[Array, ...], dy: Array
+) -> tuple[Array, Array, Array]:
+    x, mean, factor, scale = saved
+    normal = (x - mean) * factor
+    dy = dy.astype(normal.dtype)
+    rows = tuple(range(x.ndim - 1))
+    d_normal = dy * scale
+    along = jnp.mean(d_normal * normal, axis=-1, keepdims=True)
+    dx = factor * (d_normal - jnp.mean(d_normal, axis=-1, keepdims=True) - normal * along)
+    return dx.astype(x.dtype), jnp.sum(dy * normal, axis=rows), jnp.sum(dy, axis=rows)
+
+
+_normalised.defvjp(_normalised_forward, _normalised_backward)
 
 
 def linear(size_in: int, size_out: int | tuple[int, ...], config: WavLMConfig, rngs: nnx.Rngs):
@@ -163,7 +205,7 @@ class ConvLayer(nnx.Module):
             rngs=rngs,
         )
         if config.feat_extract_norm == "layer" or index == 0:
-            self.norm = layer_norm(size_out, 1e-5, rngs)  # GroupNorm's parameters have the same shape
+            self.norm = LayerNorm(size_out, 1e-5, rngs)  # GroupNorm's parameters have the same shape
 
     def __call__(self, x: Array, lengths: Array | None) -> Array:  # [B, T', C'], [B] samples
         x = self.conv(x)
@@ -210,7 +252,7 @@ class FeatureProjection(nnx.Module):
     def __init__(self, config: WavLMConfig, rngs: nnx.Rngs):
         size_in = config.conv_dim[-1]
         bound = math.sqrt(1 / size_in)
-        self.norm = layer_norm(size_in, config.layer_norm_eps, rngs)
+        self.norm = LayerNorm(size_in, config.layer_norm_eps, rngs, config.dtype)
         self.projection = linear(size_in, config.hidden_size, config, rngs)
         for parameter in (self.projection.kernel, self.projection.bias):
             value = jax.random.uniform(rngs.params(), parameter.shape, minval=-bound, maxval=bound)
@@ -380,7 +422,9 @@ class Attention(nnx.Module):
         heads = config.num_attention_heads
         qkv = self.qkv(x).reshape(batch, time, 3, heads, size // heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, T, H, K]
-        return self.out(attend(q, k, v, self.gates(x), key).reshape(batch, time, size))
+        # Of the gates nothing is kept for the backward pass but x: making them again costs next to nothing.
+        gates = jax.checkpoint(self.gates, prevent_cse=False)(x)
+        return self.out(attend(q, k, v, gates, key).reshape(batch, time, size))
 
     def gates(self, x: Array) -> Array:
         """The factor of the position bias for each head and query, from the attention's input: [B, H, T]."""
@@ -409,10 +453,12 @@ class EncoderLayer(nnx.Module):
 
     def __init__(self, config: WavLMConfig, rngs: nnx.Rngs):
         self.config = config
+        # Where a norm is the residual stream, the result stays float32.
+        dtype = config.dtype if config.do_stable_layer_norm else "float32"
         self.attention = Attention(config, rngs)
-        self.attention_norm = layer_norm(config.hidden_size, config.layer_norm_eps, rngs)
+        self.attention_norm = LayerNorm(config.hidden_size, config.layer_norm_eps, rngs, dtype)
         self.feed_forward = FeedForward(config, rngs)
-        self.final_norm = layer_norm(config.hidden_size, config.layer_norm_eps, rngs)
+        self.final_norm = LayerNorm(config.hidden_size, config.layer_norm_eps, rngs, dtype)
 
     def __call__(self, x: Array, attend: attention.Attend, key: Array | None) -> Array:
         rate = self.config.hidden_dropout
@@ -441,13 +487,24 @@ def stack_layers(config: WavLMConfig, rngs: nnx.Rngs) -> EncoderLayer:
     return merge(graphdef, jax.vmap(one)(jax.random.split(rngs.params(), config.num_hidden_layers)))
 
 
+def cast_dense(params: Params, dtype: str) -> Params:
+    """Kernels and biases of dense maps in the type in which they are computed: once, not in every layer."""
+
+    def cast(path: tuple[Any, ...], leaf: Array) -> Array:
+        module, name = path[-2].key, path[-1].key
+        dense = name in ("kernel", "bias") and not module.endswith("norm")
+        return leaf.astype(dtype) if dense else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
 class Encoder(nnx.Module):
     """Positions and the transformer layers. Source: `WavLMEncoder`, `WavLMEncoderStableLayerNorm`."""
 
     def __init__(self, config: WavLMConfig, rngs: nnx.Rngs):
         self.config = config
         self.positions = PositionalConv(config, rngs)
-        self.norm = layer_norm(config.hidden_size, config.layer_norm_eps, rngs)
+        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps, rngs)
         init = nnx.initializers.normal(config.initializer_range)
         # One table for all layers; checkpoints keep it in layer 0.
         self.bucket_bias = nnx.Param(init(rngs.params(), (config.num_buckets, config.num_attention_heads)))
@@ -471,6 +528,7 @@ class Encoder(nnx.Module):
         table = self.position_table(x.shape[1])
         attend = attention.prepare(config, table, valid, len(x), training=key is not None)
         graphdef, stacked = split(self.layers)
+        stacked = cast_dense(stacked, config.dtype)
 
         def body(x: Array, layer: tuple[Params, Array, Array | None]) -> tuple[Array, Array | None]:
             params, index, key = layer

@@ -75,7 +75,11 @@ def make_train_step(
     parameters and optimizer as they were, and is noted in `skipped`: whether the run may go on is decided
     where it is read (`skipped_steps`), so that no step waits for the host. With `accumulation` > 1 the batch
     is worked through in so many parts, and the gradient is that of the whole.
+
+    The optimizer leaves its own state as it is where its update is called with `finite` false, as
+    `optim.adamw` does; one that does not know this argument must have no state to lose.
     """
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def loss_share(
         params: Params, frozen: Params, batch: Batch, key: Array, scale: Array
@@ -121,9 +125,8 @@ def make_train_step(
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
         with jax.named_scope("optimizer"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, finite=finite)
             params = if_finite(optax.apply_updates(state.params, updates), state.params)
-            opt_state = if_finite(opt_state, state.opt_state)
         new = {
             "steps": 1,
             "loss": loss,
