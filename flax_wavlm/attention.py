@@ -166,6 +166,23 @@ def prepare(config: WavLMConfig, table: Array, valid: Array | None, batch: int, 
     return lambda q, k, v, gate, _: pallas(q, k, v, gate, table, frames, exact=exact)
 
 
+FRAMES_GPU = 8  # on a GPU, T is made a multiple of it
+
+
+def pad_frames(x: Array, valid: Array | None) -> tuple[Array, Array | None]:
+    """x [B, T, D] and valid [B, T] with the frames that the platform wants: none more, but on a GPU.
+
+    There cuDNN differentiates a bias of even sizes only, and tensor cores read rows of 16 bytes. Padding once
+    is cheaper than padding q, k, v and the bias in every layer.
+    """
+    extra = -x.shape[1] % FRAMES_GPU if jax.default_backend() == "gpu" else 0
+    if extra == 0:
+        return x, valid
+    if valid is None:
+        valid = jnp.ones(x.shape[:2], bool)
+    return jnp.pad(x, ((0, 0), (0, extra), (0, 0))), jnp.pad(valid, ((0, 0), (0, extra)))
+
+
 # --- With the whole bias ------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,6 @@ with `key` is a training call (dropout, LayerDrop, SpecAugment), a call without 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -26,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flax_wavlm import attention
+from flax_wavlm import attention, ops
 from flax_wavlm.config import WavLMConfig
 from flax_wavlm.dropout import dropout
 
@@ -34,31 +33,8 @@ Array = jax.Array
 Params = dict[str, Any]  # nested; the leaves are arrays
 
 
-@jax.custom_jvp
-def gelu(x: Array) -> Array:
-    """x times the normal distribution's function of x (Hendrycks & Gimpel 2016), computed in float32.
-
-    By erf, as torch has it: `jax.nn.gelu` goes by erfc, which takes longer on a CPU. What is kept for the
-    backward pass is the derivative alone, in the type of x.
-    """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (wide * _normal_cdf(wide)).astype(x.dtype)
-
-
-@gelu.defjvp
-def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (x,), (dx,) = primals, tangents
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    density = jnp.exp(-0.5 * jnp.square(wide)) / math.sqrt(2 * math.pi)
-    return gelu(x), dx * (_normal_cdf(wide) + wide * density).astype(x.dtype)
-
-
-def _normal_cdf(x: Array) -> Array:
-    return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
-
-
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": gelu,
+    "gelu": ops.gelu,
     "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
     "selu": jax.nn.selu,
@@ -85,7 +61,7 @@ def merge(graphdef: nnx.GraphDef, params: Params) -> Any:
 
 
 class LayerNorm(nnx.LayerNorm):
-    """LayerNorm over the last axis (Ba et al. 2016), in float32 whatever comes in; the result in `dtype`."""
+    """LayerNorm over the last axis; the result in `dtype`."""
 
     def __init__(self, size: int, eps: float, rngs: nnx.Rngs, dtype: str = "float32"):
         super().__init__(size, epsilon=eps, dtype=jnp.dtype(dtype), rngs=rngs)
@@ -93,94 +69,21 @@ class LayerNorm(nnx.LayerNorm):
     def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
         assert self.scale is not None
         assert self.bias is not None
-        return _normalised(x, self.scale[...], self.bias[...], self.epsilon, self.dtype)
+        return ops.layer_norm(x, self.scale[...], self.bias[...], self.epsilon, self.dtype)
 
 
-# Its own gradient, because the automatic one keeps three arrays of the size of x for the backward pass, and
-# this one keeps x, which of a residual stream is there anyway.
+class Dense(nnx.LinearGeneral):
+    """A dense map from the last axis to one axis (or several), initialised as the reference's."""
 
+    def __init__(self, size_in: int, size_out: int | tuple[int, ...], config: WavLMConfig, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(config.initializer_range)
+        super().__init__(size_in, size_out, dtype=jnp.dtype(config.dtype), kernel_init=init, rngs=rngs)
+        self.matmul_precision = config.matmul_precision
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _normalised(x: Array, scale: Array, bias: Array, eps: float, dtype: Any) -> Array:
-    return _normalised_forward(x, scale, bias, eps, dtype)[0]
-
-
-def _normalised_forward(
-    x: Array, scale: Array, bias: Array, eps: float, dtype: Any
-) -> tuple[Array, tuple[Array, ...]]:
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean = jnp.mean(wide, axis=-1, keepdims=True)
-    # The variance in two passes, as torch does.
-    factor = jax.lax.rsqrt(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True) + eps)
-    return ((wide - mean) * (factor * scale) + bias).astype(dtype), (x, mean, factor, scale)
-
-
-def _normalised_backward(
-    eps: float, dtype: Any, saved: tuple[Array, ...], dy: Array
-) -> tuple[Array, Array, Array]:
-    x, mean, factor, scale = saved
-    normal = (x - mean) * factor
-    dy = dy.astype(normal.dtype)
-    rows = tuple(range(x.ndim - 1))
-    d_normal = dy * scale
-    along = jnp.mean(d_normal * normal, axis=-1, keepdims=True)
-    dx = factor * (d_normal - jnp.mean(d_normal, axis=-1, keepdims=True) - normal * along)
-    return dx.astype(x.dtype), jnp.sum(dy * normal, axis=rows), jnp.sum(dy, axis=rows)
-
-
-_normalised.defvjp(_normalised_forward, _normalised_backward)
-
-
-def linear(size_in: int, size_out: int | tuple[int, ...], config: WavLMConfig, rngs: nnx.Rngs):
-    """A dense map from the last axis to one axis (or several), initialised as the reference does."""
-    return nnx.LinearGeneral(
-        size_in,
-        size_out,
-        dtype=jnp.dtype(config.dtype),
-        kernel_init=nnx.initializers.normal(config.initializer_range),
-        dot_general=_DenseProduct(config.matmul_precision),
-        rngs=rngs,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _DenseProduct:
-    """`product` in the place of jax.lax.dot_general."""
-
-    precision: str
-
-    def __call__(self, x: Array, kernel: Array, axes: Any, **options: Any) -> Array:
-        return product(x, kernel, self.precision)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def product(x: Array, kernel: Array, precision: str = "highest") -> Array:
-    """The last axis of `x` with the first of `kernel`: [..., I] and [I, *O] to [..., *O].
-
-    Its own gradient, because for the automatic one XLA transposes the output's gradient in memory on a CPU,
-    even where it is the larger operand. The precision is that of float32 products, which a gradient of its
-    own does not take from the context.
-    """
-    return jnp.tensordot(x, kernel, 1, precision=precision)
-
-
-def _product_forward(x: Array, kernel: Array, precision: str) -> tuple[Array, tuple[Array, Array]]:
-    return product(x, kernel, precision), (x, kernel)
-
-
-def _product_backward(precision: str, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    rows = list(range(x.ndim - 1))
-    flat_dy, flat_kernel = dy.reshape(*x.shape[:-1], -1), kernel.reshape(len(kernel), -1)
-    dx = jnp.tensordot(flat_dy, flat_kernel.T, 1, precision=precision)
-    if x.size <= dy.size:  # the first of the two is what gets transposed
-        d_kernel = jnp.tensordot(x, dy, (rows, rows), precision=precision)
-    else:
-        d_kernel = jnp.moveaxis(jnp.tensordot(dy, x, (rows, rows), precision=precision), -1, 0)
-    return dx, d_kernel
-
-
-product.defvjp(_product_forward, _product_backward)
+    def __call__(self, x: Array, out_sharding: Any = None) -> Array:  # [..., I] -> [..., *O]
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        assert self.bias is not None
+        return ops.dense(x, kernel, self.bias[...], self.matmul_precision)
 
 
 # --- Waveform to frames -------------------------------------------------------------------------------------
@@ -253,8 +156,9 @@ class FeatureProjection(nnx.Module):
         size_in = config.conv_dim[-1]
         bound = math.sqrt(1 / size_in)
         self.norm = LayerNorm(size_in, config.layer_norm_eps, rngs, config.dtype)
-        self.projection = linear(size_in, config.hidden_size, config, rngs)
+        self.projection = Dense(size_in, config.hidden_size, config, rngs)
         for parameter in (self.projection.kernel, self.projection.bias):
+            assert parameter is not None
             value = jax.random.uniform(rngs.params(), parameter.shape, minval=-bound, maxval=bound)
             parameter.set_value(value)
 
@@ -314,66 +218,6 @@ def relative_buckets(frames: int, num_buckets: int, max_distance: int) -> np.nda
     return np.where(near < exact, near, far) + np.where(distance > 0, half, 0).astype(np.int32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def grouped_conv(x: Array, kernel: Array, precision: str = "highest") -> Array:
-    """Convolution over time in groups, "same" padding, stride 1, no bias.
-
-    Its own gradient because XLA's is many times slower than torch's for as many taps and groups as the
-    positional convolution has.
-
-    Args: x [B, T, D], kernel [taps, D / groups, D]; the precision of float32 products, which a gradient of
-        its own does not take from the context. Returns [B, T, D]; an even kernel has its extra zero on the
-        left, as the reference's (`WavLMSamePadLayer`).
-    """
-    taps = kernel.shape[0]
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(1,),
-        padding=[(taps // 2, (taps - 1) // 2)],
-        dimension_numbers=("NWC", "WIO", "NWC"),
-        feature_group_count=x.shape[-1] // kernel.shape[1],
-        precision=precision,
-    )
-
-
-def _grouped_conv_forward(x: Array, kernel: Array, precision: str):
-    return grouped_conv(x, kernel, precision), (x, kernel)
-
-
-def _grouped_conv_backward(precision: str, residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, kernel = residuals
-    taps, size, channels = kernel.shape
-    groups = channels // size
-    # dx: the same convolution with taps reversed and, in each group, inputs and outputs exchanged.
-    turned = kernel[::-1].reshape(taps, size, groups, size).transpose(0, 3, 2, 1).reshape(kernel.shape)
-    dx = jax.lax.conv_general_dilated(
-        dy,
-        turned,
-        window_strides=(1,),
-        padding=[((taps - 1) // 2, taps // 2)],
-        dimension_numbers=("NWC", "WIO", "NWC"),
-        feature_group_count=groups,
-        precision=precision,
-    )
-    # dW: for each tap, one matrix product a group of the shifted input with the output's gradient.
-    batch, time, _ = x.shape
-    padded = jnp.pad(x, ((0, 0), (taps // 2, (taps - 1) // 2), (0, 0)))
-    dy = dy.reshape(batch, time, groups, size)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-
-    def tap(index: Array) -> Array:
-        shifted = jax.lax.dynamic_slice_in_dim(padded, index, time, axis=1)
-        shifted = shifted.reshape(batch, time, groups, size)
-        return jnp.einsum("btgi,btgo->igo", shifted, dy, precision=precision, preferred_element_type=wide)
-
-    dw = jax.lax.map(tap, jnp.arange(taps))
-    return dx.astype(x.dtype), dw.reshape(kernel.shape).astype(kernel.dtype)
-
-
-grouped_conv.defvjp(_grouped_conv_forward, _grouped_conv_backward)
-
-
 class PositionalConv(nnx.Module):
     """Convolutional positions, weight-normed for each tap. Source: `WavLMPositionalConvEmbedding`.
 
@@ -396,7 +240,7 @@ class PositionalConv(nnx.Module):
         norm = jnp.sqrt(jnp.sum(jnp.square(direction), axis=(1, 2), keepdims=True))
         kernel = direction * (self.magnitude[:, None, None] / norm)
         dtype = jnp.dtype(self.config.dtype)
-        x = grouped_conv(x.astype(dtype), kernel.astype(dtype), self.config.matmul_precision)
+        x = ops.grouped_conv(x.astype(dtype), kernel.astype(dtype), self.config.matmul_precision)
         x = x + self.bias[...].astype(dtype)
         return ACTIVATIONS[self.config.feat_extract_activation](x)
 
@@ -410,9 +254,9 @@ class Attention(nnx.Module):
     def __init__(self, config: WavLMConfig, rngs: nnx.Rngs):
         size, heads = config.hidden_size, config.num_attention_heads
         self.config = config
-        self.qkv = linear(size, (3, size), config, rngs)
-        self.out = linear(size, size, config, rngs)
-        self.gate = linear(size // heads, 8, config, rngs)
+        self.qkv = Dense(size, (3, size), config, rngs)
+        self.out = Dense(size, size, config, rngs)
+        self.gate = Dense(size // heads, 8, config, rngs)
         self.gate_const = nnx.Param(jnp.ones(heads))
 
     @jax.named_scope("attention")
@@ -439,13 +283,17 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: WavLMConfig, rngs: nnx.Rngs):
         self.config = config
-        self.up = linear(config.hidden_size, config.intermediate_size, config, rngs)
-        self.down = linear(config.intermediate_size, config.hidden_size, config, rngs)
+        self.up = Dense(config.hidden_size, config.intermediate_size, config, rngs)
+        self.down = Dense(config.intermediate_size, config.hidden_size, config, rngs)
 
     @jax.named_scope("feed_forward")
     def __call__(self, x: Array, key: Array | None) -> Array:  # [B, T, D]
-        x = ACTIVATIONS[self.config.hidden_act](self.up(x))  # [B, T, F]
-        return self.down(dropout(x, self.config.activation_dropout, key))
+        def down(x: Array) -> Array:
+            x = ACTIVATIONS[self.config.hidden_act](x)
+            return self.down(dropout(x, self.config.activation_dropout, key))
+
+        # Of what is F wide only the activation's input is kept for the backward pass.
+        return jax.checkpoint(down, prevent_cse=False)(self.up(x))  # [B, T, F] between
 
 
 class EncoderLayer(nnx.Module):
@@ -487,15 +335,11 @@ def stack_layers(config: WavLMConfig, rngs: nnx.Rngs) -> EncoderLayer:
     return merge(graphdef, jax.vmap(one)(jax.random.split(rngs.params(), config.num_hidden_layers)))
 
 
-def cast_dense(params: Params, dtype: str) -> Params:
-    """Kernels and biases of dense maps in the type in which they are computed: once, not in every layer."""
-
-    def cast(path: tuple[Any, ...], leaf: Array) -> Array:
-        module, name = path[-2].key, path[-1].key
-        dense = name in ("kernel", "bias") and not module.endswith("norm")
-        return leaf.astype(dtype) if dense else leaf
-
-    return jax.tree_util.tree_map_with_path(cast, params)
+def cast_kernels(params: Params, dtype: str) -> Params:
+    """Kernels in the type in which they are computed: once, not in every layer."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.astype(dtype) if path[-1].key == "kernel" else leaf, params
+    )
 
 
 class Encoder(nnx.Module):
@@ -515,6 +359,8 @@ class Encoder(nnx.Module):
     ) -> tuple[Array, Array | None]:  # [B, T, D], [B, T]
         config = self.config
         count = config.num_hidden_layers
+        time = x.shape[1]
+        x, valid = attention.pad_frames(x, valid)
         if valid is not None:
             x = jnp.where(valid[:, :, None], x, 0)
         x = x + self.positions(x)
@@ -528,7 +374,7 @@ class Encoder(nnx.Module):
         table = self.position_table(x.shape[1])
         attend = attention.prepare(config, table, valid, len(x), training=key is not None)
         graphdef, stacked = split(self.layers)
-        stacked = cast_dense(stacked, config.dtype)
+        stacked = cast_kernels(stacked, config.dtype)
 
         def body(x: Array, layer: tuple[Params, Array, Array | None]) -> tuple[Array, Array | None]:
             params, index, key = layer
@@ -555,8 +401,8 @@ class Encoder(nnx.Module):
         if config.do_stable_layer_norm:
             x = self.norm(x)
         if states is not None:
-            states = jnp.concatenate([first[None], states])  # [L + 1, B, T, D]
-        return x, states
+            states = jnp.concatenate([first[None], states])[:, :, :time]  # [L + 1, B, T, D]
+        return x[:, :time], states
 
     def position_table(self, time: int) -> Array:
         """The bias of each head before gating, by distance key - query: [H, 2T - 1]."""
@@ -665,7 +511,7 @@ class WavLMForCTC(nnx.Module):
     def __init__(self, config: WavLMConfig, rngs: nnx.Rngs):
         self.config = config
         self.wavlm = WavLM(config, rngs)
-        self.head = linear(config.hidden_size, config.vocab_size, config, rngs)
+        self.head = Dense(config.hidden_size, config.vocab_size, config, rngs)
 
     def __call__(
         self,

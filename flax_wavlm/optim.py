@@ -72,8 +72,9 @@ def adamw(
     def update(
         grads: Params, state: Any, params: Params | None = None, *, finite: Any = True, **_: Any
     ) -> tuple[Params, Any]:
+        assert params is not None  # optional in optax's signature; weight decay needs them
         clip_state, (adam, decay_state, scheduled) = state
-        scale = 1.0
+        scale = jnp.ones(())
         if clip_norm > 0:
             norm = optax.tree.norm(grads)
             scale = jnp.where(norm < clip_norm, 1.0, clip_norm / norm)

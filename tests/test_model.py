@@ -17,10 +17,7 @@ from transformers.models.wavlm.modeling_wavlm import WavLMAttention, _compute_ma
 
 from flax_wavlm import WavLMConfig, WavLMForCTC, port, sharding
 from flax_wavlm.model import (
-    gelu,
-    grouped_conv,
     merge,
-    product,
     relative_buckets,
     span_mask,
     split,
@@ -204,27 +201,6 @@ def test_input_shorter_than_a_frame(large_reference: Reference) -> None:
     assert model(np.zeros((1, 400), np.float32))[0].shape == (1, 1, 32)
     with pytest.raises(ValueError, match="400 samples"):
         model(np.zeros((1, 399), np.float32))
-
-
-# --- Gradients ----------------------------------------------------------------------------------------------
-
-
-def test_grouped_conv_gradient_in_float64() -> None:
-    """The hand-written gradient against automatic differentiation, odd and even kernels."""
-
-    def automatic(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return grouped_conv.fun(x, kernel)
-
-    with jax.enable_x64(True):
-        for taps in (8, 5):
-            keys = jax.random.split(jax.random.key(taps), 3)
-            x = jax.random.normal(keys[0], (2, 13, 12), jnp.float64)
-            kernel = jax.random.normal(keys[1], (taps, 4, 12), jnp.float64)
-            dy = jax.random.normal(keys[2], (2, 13, 12), jnp.float64)
-            for ours, expected in zip(
-                jax.vjp(grouped_conv, x, kernel)[1](dy), jax.vjp(automatic, x, kernel)[1](dy), strict=True
-            ):
-                np.testing.assert_allclose(ours, expected, rtol=1e-12)
 
 
 # --- Regularisation -----------------------------------------------------------------------------------------
@@ -477,31 +453,3 @@ def test_full_size(name: str, tmp_path, speech: list[np.ndarray], measured: Call
         f"relative to the largest logit {difference / np.abs(expected).max():.1e}"
     )
     assert difference <= 1e-3
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 2**-8)])
-def test_gelu(dtype: str, tolerance: float) -> None:
-    """Values and slope against torch's in float64: in bfloat16 nothing but the result is rounded."""
-    x = jnp.linspace(-9, 9, 2001).astype(dtype)
-    exact = torch.tensor(np.asarray(x, np.float64), requires_grad=True)
-    expected = torch.nn.functional.gelu(exact)
-    expected.sum().backward()
-    slope = jax.vmap(jax.grad(gelu))(x)
-    assert slope.dtype == gelu(x).dtype == x.dtype
-    np.testing.assert_allclose(np.asarray(gelu(x), np.float64), expected.detach(), rtol=tolerance, atol=1e-6)
-    np.testing.assert_allclose(np.asarray(slope, np.float64), exact.grad, rtol=tolerance, atol=1e-6)
-
-
-@pytest.mark.parametrize("outputs", [(5,), (30,), (3, 10)])  # narrower than the input, and wider
-def test_product(outputs: tuple[int, ...]) -> None:
-    """Values and gradient against numpy's, in float64."""
-    random = np.random.default_rng(0)
-    x, kernel = random.standard_normal((2, 7, 12)), random.standard_normal((12, *outputs))
-    dy = random.standard_normal((2, 7, *outputs))
-    letters = "op"[: len(outputs)]
-    with jax.enable_x64(True):
-        y, gradient = jax.vjp(product, x, kernel)
-        dx, d_kernel = gradient(jnp.asarray(dy))
-    np.testing.assert_allclose(y, np.einsum(f"bti,i{letters}->bt{letters}", x, kernel), rtol=1e-12)
-    np.testing.assert_allclose(dx, np.einsum(f"bt{letters},i{letters}->bti", dy, kernel), rtol=1e-12)
-    np.testing.assert_allclose(d_kernel, np.einsum(f"bti,bt{letters}->i{letters}", x, dy), rtol=1e-12)

@@ -1,0 +1,267 @@
+"""Operations with gradients of their own: where the automatic one is slow, or keeps too much for later.
+
+Each is checked against its definition in tests/test_ops.py. Letters of shapes as in model.py. `precision` is
+that of float32 products, which a gradient of its own does not take from the context.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def _wide(x: Array) -> Array:
+    """In float32, or as it is where it is wider."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+# --- GELU ---------------------------------------------------------------------------------------------------
+
+
+@jax.custom_vjp
+def gelu(x: Array) -> Array:
+    """x times the normal distribution's function of x (Hendrycks & Gimpel 2016), computed in float32.
+
+    By erf, as torch has it: `jax.nn.gelu` goes by erfc, which takes longer on a CPU. Keeps x alone.
+    """
+    wide = _wide(x)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
+
+
+def _gelu_backward(x: Array, dy: Array) -> tuple[Array]:
+    wide = _wide(x)
+    density = jnp.exp(-0.5 * jnp.square(wide)) / math.sqrt(2 * math.pi)
+    return (((_normal_cdf(wide) + wide * density) * dy).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+def _normal_cdf(x: Array) -> Array:
+    return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+# --- LayerNorm ----------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def layer_norm(x: Array, scale: Array, bias: Array, eps: float, dtype: Any) -> Array:
+    """LayerNorm over the last axis (Ba et al. 2016), in float32 whatever comes in; the result in `dtype`.
+
+    Keeps x alone, where the automatic gradient keeps three arrays of its size.
+    """
+    return _layer_norm_forward(x, scale, bias, eps, dtype)[0]
+
+
+def _layer_norm_forward(
+    x: Array, scale: Array, bias: Array, eps: float, dtype: Any
+) -> tuple[Array, tuple[Array, ...]]:
+    wide = _wide(x)
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    # The variance in two passes, as torch does.
+    factor = jax.lax.rsqrt(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True) + eps)
+    return ((wide - mean) * (factor * scale) + bias).astype(dtype), (x, mean, factor, scale)
+
+
+def _layer_norm_backward(
+    eps: float, dtype: Any, saved: tuple[Array, ...], dy: Array
+) -> tuple[Array, Array, Array]:
+    x, mean, factor, scale = saved
+    normal = (x - mean) * factor
+    dy = dy.astype(normal.dtype)
+    d_normal = dy * scale
+    along = jnp.mean(d_normal * normal, axis=-1, keepdims=True)
+    dx = factor * (d_normal - jnp.mean(d_normal, axis=-1, keepdims=True) - normal * along)
+    rows = tuple(range(x.ndim - 1))
+    return dx.astype(x.dtype), jnp.sum(dy * normal, axis=rows), jnp.sum(dy, axis=rows)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+# --- Dense maps ---------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def dense(x: Array, kernel: Array, bias: Array, precision: str = "highest") -> Array:
+    """The last axis of `x` with the first of `kernel`, and the bias: [..., I], [I, *O], [*O] to [..., *O].
+
+    Computed in the type of x and kernel; the bias's gradient is summed in float32. For the automatic gradient
+    XLA transposes that of the output in memory on a CPU, even where it is the larger operand.
+    """
+    return jnp.tensordot(x, kernel, 1, precision=precision) + bias.astype(x.dtype)
+
+
+def _dense_forward(x: Array, kernel: Array, bias: Array, precision: str) -> tuple[Array, tuple[Array, ...]]:
+    return dense(x, kernel, bias, precision), (x, kernel, bias)
+
+
+def _dense_backward(precision: str, saved: tuple[Array, ...], dy: Array) -> tuple[Array, Array, Array]:
+    x, kernel, bias = saved
+    rows = list(range(x.ndim - 1))
+    flat_dy, flat_kernel = dy.reshape(*x.shape[:-1], -1), kernel.reshape(len(kernel), -1)
+    dx = jnp.tensordot(flat_dy, flat_kernel.T, 1, precision=precision)
+    if x.size <= dy.size:  # the first of the two is what gets transposed
+        d_kernel = jnp.tensordot(x, dy, (rows, rows), precision=precision)
+    else:
+        d_kernel = jnp.moveaxis(jnp.tensordot(dy, x, (rows, rows), precision=precision), -1, 0)
+    return dx, d_kernel, jnp.sum(_wide(dy), axis=rows).astype(bias.dtype)
+
+
+dense.defvjp(_dense_forward, _dense_backward)
+
+
+# --- Convolution in groups ----------------------------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def grouped_conv(x: Array, kernel: Array, precision: str = "highest") -> Array:
+    """Convolution over time in groups, "same" padding, stride 1, no bias.
+
+    For as many taps and groups as WavLM's positional convolution has, what XLA makes of the automatic
+    gradient is many times slower than torch on a CPU, and of the convolution itself on a GPU.
+
+    Args: x [B, T, D], kernel [taps, D / groups, D]. Returns [B, T, D]; an even kernel has its extra zero on
+        the left, as the reference's (`WavLMSamePadLayer`).
+    """
+    return _convolve(precision, kernel.shape[0] // 2, x, kernel)
+
+
+def _grouped_conv_forward(x: Array, kernel: Array, precision: str) -> tuple[Array, tuple[Array, Array]]:
+    return grouped_conv(x, kernel, precision), (x, kernel)
+
+
+def _grouped_conv_backward(precision: str, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    taps, size, _ = kernel.shape
+    # dx: the same convolution with taps reversed and, in each group, inputs and outputs exchanged.
+    turned = kernel[::-1].reshape(taps, size, -1, size).transpose(0, 3, 2, 1).reshape(kernel.shape)
+    dx = _convolve(precision, (taps - 1) // 2, dy, turned)
+    d_kernel = _kernel_gradient(precision, x, dy, kernel)
+    return dx.astype(x.dtype), d_kernel.astype(kernel.dtype)
+
+
+grouped_conv.defvjp(_grouped_conv_forward, _grouped_conv_backward)
+
+
+# The one place that chooses the forms: by measurements on a CPU and an H100. A TPU has the CPU's, unmeasured.
+
+
+def _convolve(precision: str, left: int, x: Array, kernel: Array) -> Array:
+    """`grouped_conv` with so many frames of zeros before the first."""
+    return _by_platform(_convolve_plainly, _convolve_in_blocks, (precision, left), x, kernel)
+
+
+def _kernel_gradient(precision: str, x: Array, dy: Array, kernel: Array) -> Array:
+    """The gradient of `grouped_conv`'s kernel: [taps, D / groups, D], in float32 (or wider)."""
+    return _by_platform(_kernel_gradient_by_taps, _kernel_gradient_in_blocks, (precision,), x, dy, kernel)
+
+
+def _by_platform(plainly: Any, in_blocks: Any, settings: tuple[Any, ...], *arrays: Array) -> Array:
+    plainly, in_blocks = (functools.partial(form, *settings) for form in (plainly, in_blocks))
+    return jax.lax.platform_dependent(*arrays, cuda=in_blocks, default=plainly)
+
+
+def _pad_time(x: Array, before: int, after: int) -> Array:
+    return jnp.pad(x, ((0, 0), (before, after), (0, 0)))
+
+
+def _convolve_plainly(precision: str, left: int, x: Array, kernel: Array) -> Array:
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1,),
+        padding=[(left, kernel.shape[0] - 1 - left)],
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        feature_group_count=x.shape[-1] // kernel.shape[1],
+        precision=precision,
+    )
+
+
+def _kernel_gradient_by_taps(precision: str, x: Array, dy: Array, kernel: Array) -> Array:
+    """For each tap, one matrix product a group of the shifted input with the output's gradient."""
+    taps, size, channels = kernel.shape
+    batch, time, _ = x.shape
+    padded = _pad_time(x, taps // 2, (taps - 1) // 2)
+    dy = dy.reshape(batch, time, channels // size, size)
+
+    def tap(index: Array) -> Array:
+        shifted = jax.lax.dynamic_slice_in_dim(padded, index, time, axis=1).reshape(dy.shape)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        return jnp.einsum("btgi,btgo->igo", shifted, dy, precision=precision, preferred_element_type=wide)
+
+    return jax.lax.map(tap, jnp.arange(taps)).reshape(kernel.shape)
+
+
+# In blocks of frames. A block of outputs is one matrix product, in each group, of all inputs that it sees
+# with a Toeplitz matrix of the taps. A part of that matrix is 0, and the inputs of neighbouring blocks
+# overlap, but both are small against what one large product gains over many small ones.
+
+BLOCK = 16  # frames: with 128 taps an eighth of the matrix is 0, and every input is there nine times
+
+
+def _convolve_in_blocks(precision: str, left: int, x: Array, kernel: Array) -> Array:
+    time, size = x.shape[1], kernel.shape[1]
+    y = jax.lax.dot_general(
+        _windows(x, kernel, left),
+        _toeplitz(kernel),
+        (((2,), (1,)), ((0,), (0,))),
+        precision=precision,
+        preferred_element_type=x.dtype,
+    )  # [G, B * blocks, BLOCK * size]
+    y = y.reshape(len(y), len(x), -1, size)[:, :, :time]
+    return y.transpose(1, 2, 0, 3).reshape(x.shape)
+
+
+def _kernel_gradient_in_blocks(precision: str, x: Array, dy: Array, kernel: Array) -> Array:
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    d_toeplitz = jax.lax.dot_general(
+        _windows(x, kernel, len(kernel) // 2),
+        _blocks(dy, kernel.shape[1], -(-x.shape[1] // BLOCK)),
+        (((1,), (1,)), ((0,), (0,))),
+        precision=precision,
+        preferred_element_type=wide,
+    )
+    (d_kernel,) = jax.linear_transpose(_toeplitz, jax.ShapeDtypeStruct(kernel.shape, wide))(d_toeplitz)
+    return d_kernel
+
+
+def _blocks(x: Array, size: int, count: int) -> Array:
+    """[B, T, G * size] -> [G, B * count, BLOCK * size], with zeros behind the last frame."""
+    x = _pad_time(x, 0, count * BLOCK - x.shape[1])
+    x = x.reshape(len(x), count, BLOCK, -1, size).transpose(3, 0, 1, 2, 4)
+    return x.reshape(len(x), -1, BLOCK * size)
+
+
+def _windows(x: Array, kernel: Array, left: int) -> Array:
+    """What each block of outputs sees: [B, T, G * size] -> [G, B * blocks, W * size].
+
+    W is taps + BLOCK, rounded up to blocks. A window begins with the frame that the block's first output
+    multiplies with the first tap.
+    """
+    taps, size, _ = kernel.shape
+    blocks, more = -(-x.shape[1] // BLOCK), -(-taps // BLOCK)
+    padded = _blocks(_pad_time(x, left, 0), size, blocks + more)
+    padded = padded.reshape(len(padded), len(x), blocks + more, -1)
+    windows = jnp.concatenate([padded[:, :, i : i + blocks] for i in range(more + 1)], axis=3)
+    return windows.reshape(len(windows), len(x) * blocks, -1)
+
+
+def _toeplitz(kernel: Array) -> Array:
+    """[taps, size, G * size] -> [G, W * size, BLOCK * size]: tap w - p for the window's frame w and output p.
+
+    Without a gather, so without a scatter in its transpose: the taps again and again, cut into rows one
+    shorter than they are, so that each row begins one place earlier in them.
+    """
+    taps, size, channels = kernel.shape
+    width = (-(-taps // BLOCK) + 1) * BLOCK
+    padded = jnp.pad(kernel, ((0, width + 1 - taps), (0, 0), (0, 0)))
+    rows = jnp.broadcast_to(padded, (BLOCK, *padded.shape)).reshape(-1, size, channels)
+    rows = rows[: BLOCK * width].reshape(BLOCK, width, size, -1, size)  # [p, w, in, G, out]
+    return rows.transpose(3, 1, 2, 0, 4).reshape(-1, width * size, BLOCK * size)

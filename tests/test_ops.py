@@ -1,0 +1,120 @@
+"""Operations with gradients of their own against their definitions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from flax_wavlm import ops
+
+
+def vjp_equal(ours: Callable, definition: Callable, *arrays: Any, rtol: float = 1e-11) -> None:
+    """Values and all gradients, in float64."""
+    with jax.enable_x64(True):
+        arrays = tuple(jnp.asarray(array) for array in arrays)
+        (y, gradient), (expected_y, expected) = jax.vjp(ours, *arrays), jax.vjp(definition, *arrays)
+        dy = jax.random.normal(jax.random.key(0), y.shape, y.dtype)
+        assert y.dtype == jnp.float64
+        np.testing.assert_allclose(y, expected_y, rtol=rtol, atol=1e-13)
+        for a, b in zip(gradient(dy), expected(dy), strict=True):
+            np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 2**-8)])
+def test_gelu(dtype: str, tolerance: float) -> None:
+    """Values and slope against torch's in float64: in bfloat16 nothing but the result is rounded."""
+    x = jnp.linspace(-9, 9, 2001).astype(dtype)
+    exact = torch.tensor(np.asarray(x, np.float64), requires_grad=True)
+    expected = torch.nn.functional.gelu(exact)
+    expected.sum().backward()
+    y, slope = ops.gelu(x), jax.vmap(jax.grad(ops.gelu))(x)
+    assert slope.dtype == y.dtype == x.dtype
+    np.testing.assert_allclose(np.asarray(y, np.float64), expected.detach(), rtol=tolerance, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(slope, np.float64), exact.grad, rtol=tolerance, atol=1e-6)
+
+
+def test_layer_norm() -> None:
+    random = np.random.default_rng(0)
+    x, scale, bias = 3 + random.standard_normal((2, 7, 12)), *random.standard_normal((2, 12))
+
+    def definition(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        normal = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        return normal * scale + bias
+
+    vjp_equal(lambda *arrays: ops.layer_norm(*arrays, 1e-5, jnp.float64), definition, x, scale, bias)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layer_norm_rounds_its_result_alone(dtype: str) -> None:
+    """Also of what comes in rounded: mean and variance in float32. The gradient has the type of x."""
+    random = np.random.default_rng(0)
+    x = jnp.asarray(5 + random.standard_normal((40, 512)), dtype)
+    scale, bias = jnp.asarray(random.standard_normal((2, 512)), jnp.float32)
+    y, gradient = jax.vjp(lambda *arrays: ops.layer_norm(*arrays, 1e-5, jnp.dtype(dtype)), x, scale, bias)
+    assert y.dtype == dtype
+    assert [d.dtype for d in gradient(y)] == [dtype, "float32", "float32"]
+    expected = torch.nn.functional.layer_norm(
+        torch.tensor(np.asarray(x, np.float64)),
+        (512,),
+        torch.tensor(np.asarray(scale, np.float64)),
+        torch.tensor(np.asarray(bias, np.float64)),
+        1e-5,
+    )
+    tolerance = {"float32": 1e-5, "bfloat16": 2**-8}[dtype]
+    np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("outputs", [(5,), (30,), (3, 10)])  # narrower than the input, and wider
+def test_dense(outputs: tuple[int, ...]) -> None:
+    random = np.random.default_rng(0)
+    x, kernel = random.standard_normal((2, 7, 12)), random.standard_normal((12, *outputs))
+    letters = "op"[: len(outputs)]
+    vjp_equal(
+        ops.dense,
+        lambda x, kernel, bias: jnp.einsum(f"bti,i{letters}->bt{letters}", x, kernel) + bias,
+        *(x, kernel, random.standard_normal(outputs)),
+    )
+
+
+def test_bias_gradient_is_summed_in_float32() -> None:
+    """Thousands of rows in bfloat16, whose own sum stops growing at 256."""
+    x, kernel, bias = jnp.ones((5000, 1), jnp.bfloat16), jnp.ones((1, 3), jnp.bfloat16), jnp.zeros(3)
+    _, gradient = jax.vjp(ops.dense, x, kernel, bias)
+    np.testing.assert_array_equal(gradient(jnp.ones((5000, 3), jnp.bfloat16))[2], 5000)
+
+
+def automatic_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """torch's conv1d(padding=taps // 2, groups), without the last frame of an even kernel."""
+    taps = len(kernel)
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1,),
+        padding=[(taps // 2, (taps - 1) // 2)],
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        feature_group_count=x.shape[2] // kernel.shape[1],
+    )
+
+
+@pytest.mark.parametrize("form", ["of a CPU", "in blocks"])
+@pytest.mark.parametrize("taps", [8, 5, 40])  # even, odd, and longer than the clip and than a block
+@pytest.mark.parametrize("time", [13, 2 * ops.BLOCK, 33])
+def test_grouped_conv(form: str, taps: int, time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both forms, also where the frames are not a multiple of a block."""
+    if form == "in blocks":
+        monkeypatch.setattr(ops, "_by_platform", lambda _, f, settings, *arrays: f(*settings, *arrays))
+    random = np.random.default_rng(0)
+    x, kernel = random.standard_normal((2, time, 12)), random.standard_normal((taps, 4, 12))
+    vjp_equal(ops.grouped_conv, automatic_conv, x, kernel)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_grouped_conv_takes_its_form_by_the_platform(platform: str) -> None:
+    x, kernel = jnp.ones((2, 20, 12)), jnp.ones((5, 4, 12))
+    gradient = jax.grad(lambda x, kernel: ops.grouped_conv(x, kernel).sum(), argnums=(0, 1))
+    lowered = jax.jit(gradient).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+    assert ("stablehlo.convolution" in lowered) == (platform != "cuda")
