@@ -3,6 +3,7 @@
 CPU = (
     "startup.py",
     "input_pipeline.py",
+    "parity.py",
     "train_step.py --size demo --steps 10",
     "train_step.py --size demo --steps 10 --recipe",
     "train_step.py --size demo --steps 10 --keep_features",
@@ -16,13 +17,11 @@ CPU = (
 )
 LARGE = "train_step.py --device cuda --size large --batch 32 --dtype bfloat16"
 CUDA = (
-    f"{LARGE}",
-    f"{LARGE} --baseline B2",
-    f"{LARGE} --baseline B3",
+    f"{LARGE} --baseline B1 B2 B3",
     f"{LARGE} --recipe",
     f"{LARGE} --keep_features",
-    f"{LARGE} --seconds 8",
-    f"{LARGE} --seconds 8 --baseline B3",
+    f"{LARGE} --seconds 8 --baseline B1 B3",
+    "parity.py --device cuda",
     "profile_step.py --device cuda --size large --batch 32 --dtype bfloat16 --steps 5",
     "inference.py --device cuda --size large --clips 512 --batch 32 --dtype bfloat16 --one_by_one",
     "startup.py --device cuda",

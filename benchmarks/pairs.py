@@ -20,6 +20,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,6 +125,19 @@ def workers(**makers: Callable[[], Worker]) -> Iterator[list[Worker]]:
     finally:
         for worker in started:
             worker.close()
+
+
+@contextmanager
+def together(makers: list[Callable[[], Worker]]) -> Iterator[list[Worker]]:
+    """As `workers`, but all start at the same time."""
+    with ThreadPoolExecutor(len(makers)) as pool:
+        futures = [pool.submit(make) for make in makers]
+    try:
+        yield [future.result() for future in futures]
+    finally:
+        for future in futures:
+            if future.exception() is None:
+                future.result().close()
 
 
 def peak_rss() -> int:

@@ -49,7 +49,20 @@ def op_names(hlo: str) -> dict[str, str]:
     """The `op_name` of every operation of a compiled program, "" where it has none."""
     lines = re.findall(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$", hlo, re.MULTILINE)
     found = ((name, re.search(r'op_name="([^"]*)"', text)) for name, text in lines)
-    return {name: match[1] if match else "" for name, match in found}
+    return {_plain(name): match[1] if match else "" for name, match in found}
+
+
+def _plain(name: str) -> str:
+    """An operation's name, as the kernel of a GPU spells it."""
+    return re.sub(r"[.\-]", "_", name)
+
+
+# Kernels of libraries on a GPU. Inside of a CUDA graph nothing tells which operation they belong to.
+LIBRARIES = {
+    r"nvjet|gemm|cutlass": "matrix products by cuBLAS, of any part",
+    r"sdpa|fmha|matmul_dq|compute_dot_do_o": "attention by cuDNN",
+    r"memcpy|memset": "moving and filling arrays",
+}
 
 
 def busy(folder: Path, program: str, names: dict[str, str]) -> dict[str, float]:
@@ -61,15 +74,25 @@ def busy(folder: Path, program: str, names: dict[str, str]) -> dict[str, float]:
             details = event.get("args", {})
             if event.get("ph") != "X" or "hlo_op" not in details:
                 continue
-            if re.match(r"while\b", details["hlo_op"]):  # its body's operations are counted
+            operation = _plain(details["hlo_op"])
+            if re.match(r"while\b|while_", operation):  # its body's operations are counted
                 continue
             # The frozen encoder is a program of its own.
             inside = details.get("hlo_module", "").startswith(program)
-            where = part(names.get(details["hlo_op"], "")) if inside else "feature_encoder"
-            taken[where] += event["dur"]
+            taken[_where(operation, event["name"], names) if inside else "feature_encoder"] += event["dur"]
     if not taken:
         raise SystemExit(f"{trace} names no operation: this profiler does not tell where the time goes")
     return dict(taken)
+
+
+def _where(operation: str, kernel: str, names: dict[str, str]) -> str:
+    """The part that an operation belongs to, or, in a CUDA graph of many operations, one of its kernels."""
+    if not operation.startswith("command_buffer"):
+        return part(names.get(operation, ""))
+    if _plain(kernel) in names:
+        return part(names[_plain(kernel)])
+    found = (name for pattern, name in LIBRARIES.items() if re.search(pattern, kernel, re.IGNORECASE))
+    return next(found, "rest")
 
 
 class Profiled:

@@ -39,6 +39,18 @@ def scaled_dot_product(
     return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, -1)), None
 
 
+def inputs(batch: dict[str, np.ndarray], device: str) -> dict[str, torch.Tensor]:
+    """The batch as transformers' model wants it."""
+    real = np.arange(batch["labels"].shape[1]) < batch["label_lengths"][:, None]
+    sounding = np.arange(batch["samples"].shape[1]) < batch["lengths"][:, None]
+    arrays = {
+        "input_values": batch["samples"],
+        "attention_mask": sounding.astype(np.int64),
+        "labels": np.where(real, batch["labels"], -100).astype(np.int64),
+    }
+    return {name: torch.tensor(array, device=device) for name, array in arrays.items()}
+
+
 class TorchTraining:
     """A training step of the folder's weights, and the batch that it repeats."""
 
@@ -63,14 +75,7 @@ class TorchTraining:
 
     def compile(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
         """Takes the batch; the seconds of a first step, in which what is to be compiled is."""
-        real = np.arange(batch["labels"].shape[1]) < batch["label_lengths"][:, None]
-        sounding = np.arange(batch["samples"].shape[1]) < batch["lengths"][:, None]
-        arrays = {
-            "input_values": batch["samples"],
-            "attention_mask": sounding.astype(np.int64),
-            "labels": np.where(real, batch["labels"], -100).astype(np.int64),
-        }
-        self.batch = {name: torch.tensor(array, device=self.where) for name, array in arrays.items()}
+        self.batch = inputs(batch, self.where)
         start = time.perf_counter()
         with self._precision():
             self.model(**self.batch).loss.backward()  # no update: the losses are compared from the start

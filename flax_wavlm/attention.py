@@ -279,18 +279,22 @@ def cudnn(
     """
     time = q.shape[1]
     extra = time % 2
-    q, k, v = (jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))) for x in (q, k, v))
-    gated = gate[..., None] * bias  # [B, H, T, T]
-    gated = jnp.pad(gated, ((0, 0), (0, 0), (0, extra), (0, extra))).astype(q.dtype)
-    mixed = jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
-        bias=gated,
-        key_value_seq_lengths=jnp.maximum(frames, 1).astype(jnp.int32),
-        implementation=implementation,
-    )
-    return mixed[:, :time]
+    lengths = jnp.maximum(frames, 1).astype(jnp.int32)
+
+    def attend(q: Array, k: Array, v: Array, gate: Array, bias: Array) -> Array:
+        q, k, v = (jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))) for x in (q, k, v))
+        gated = gate[..., None] * bias  # [B, H, T, T]
+        gated = jnp.pad(gated, ((0, 0), (0, 0), (0, extra), (0, extra))).astype(q.dtype)
+        return jax.nn.dot_product_attention(
+            q, k, v, bias=gated, key_value_seq_lengths=lengths, implementation=implementation
+        )[:, :time]
+
+    # Of [B, H, T, T] nothing is kept for the backward pass, which makes the bias again.
+    return jax.checkpoint(attend, policy=_is_of_cudnn, prevent_cse=False)(q, k, v, gate, bias)
+
+
+def _is_of_cudnn(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name.startswith("dot_product_attention")
 
 
 # --- With the bias computed inside the kernel ---------------------------------------------------------------

@@ -11,6 +11,7 @@ import numpy as np
 Array = jax.Array
 
 LOG_ZERO = -1e30  # finite, so that no difference of two is NaN
+UNROLL = 4  # frames in a round of the loop over frames, whose rounds are short
 
 
 @jax.named_scope("ctc_loss")
@@ -107,7 +108,7 @@ def _recursion(
 
     # Before the first frame: in the blank that precedes all, with no way to stay out of the first label.
     start = jnp.where(index == 0, 0.0, LOG_ZERO) * jnp.ones((batch, 1))
-    _, (log_alpha, largest) = jax.lax.scan(advance, start, emission.swapaxes(0, 1))
+    _, (log_alpha, largest) = jax.lax.scan(advance, start, emission.swapaxes(0, 1), unroll=UNROLL)
     log_alpha, largest = log_alpha.swapaxes(0, 1), largest.T
     last = jnp.maximum(frames - 1, 0)[:, None, None]
     final = jnp.take_along_axis(log_alpha, last, axis=1)[:, 0]  # [B, S]

@@ -61,25 +61,30 @@ def layer_norm(x: Array, scale: Array, bias: Array, eps: float, dtype: Any) -> A
 
 def _layer_norm_forward(
     x: Array, scale: Array, bias: Array, eps: float, dtype: Any
-) -> tuple[Array, tuple[Array, ...]]:
-    wide = _wide(x)
-    mean = jnp.mean(wide, axis=-1, keepdims=True)
-    # The variance in two passes, as torch does.
-    factor = jax.lax.rsqrt(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True) + eps)
-    return ((wide - mean) * (factor * scale) + bias).astype(dtype), (x, mean, factor, scale)
+) -> tuple[Array, tuple[Array, Array]]:
+    normal, _ = _normal(x, eps)
+    return (normal * scale + bias).astype(dtype), (x, scale)
 
 
 def _layer_norm_backward(
-    eps: float, dtype: Any, saved: tuple[Array, ...], dy: Array
+    eps: float, dtype: Any, saved: tuple[Array, Array], dy: Array
 ) -> tuple[Array, Array, Array]:
-    x, mean, factor, scale = saved
-    normal = (x - mean) * factor
+    x, scale = saved
+    normal, factor = _normal(x, eps)
     dy = dy.astype(normal.dtype)
     d_normal = dy * scale
     along = jnp.mean(d_normal * normal, axis=-1, keepdims=True)
     dx = factor * (d_normal - jnp.mean(d_normal, axis=-1, keepdims=True) - normal * along)
     rows = tuple(range(x.ndim - 1))
     return dx.astype(x.dtype), jnp.sum(dy * normal, axis=rows), jnp.sum(dy, axis=rows)
+
+
+def _normal(x: Array, eps: float) -> tuple[Array, Array]:
+    """x with mean 0 and variance 1, and one over its deviation."""
+    x = _wide(x)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)  # the variance in two passes, as torch does
+    factor = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+    return x * factor, factor
 
 
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)

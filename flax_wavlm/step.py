@@ -166,6 +166,7 @@ def jit_train_step(
         in_shardings=(state_sharding, sharding.batch_sharding(mesh)),
         out_shardings=state_sharding,
         donate_argnums=0,
+        compiler_options=_compiler_options(mesh),
     )
     if encode is None:
         return step
@@ -176,6 +177,18 @@ def jit_train_step(
         return step(state, batch)
 
     return encode_first
+
+
+def _compiler_options(mesh: Mesh) -> dict[str, bool] | None:
+    """What XLA does not do by itself: on a GPU, not to fill with zeros what the loop over layers fills."""
+    if mesh.devices.flat[0].platform != "gpu":
+        return None
+    options = {"xla_gpu_enable_dus_accumulator_zero_init_elimination": True}
+    try:
+        jax.jit(jnp.negative, compiler_options=options).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:  # a compiler without it
+        return None
+    return options
 
 
 def jit_encode(config: WavLMConfig, mesh: Mesh, *, accumulation: int = 1) -> Callable[[Params, Batch], Array]:
