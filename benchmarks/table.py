@@ -1,5 +1,6 @@
 """Makes the table of README.md from results/*.json: `python benchmarks/table.py`. `--check` compares only."""
 
+import collections
 import json
 import sys
 from pathlib import Path
@@ -34,14 +35,14 @@ def cells(benchmark: str, row: dict[str, Any]) -> tuple[str, ...]:
 
 def section(found: list[dict[str, Any]]) -> str:
     """The Markdown between the marks: a table for each device, and what nobody has measured."""
-    parts, done = [], set()
+    parts, done = [], collections.defaultdict(set)
     for device in sorted({result["device"] for result in found}):
         rows = []
         machines = set()
         for result in (result for result in found if result["device"] == device):
             for row in result["rows"]:
                 rows.append(cells(result["benchmark"], row))
-                done.add(row["command"].removeprefix("python benchmarks/"))
+                done[row["command"].removeprefix("python benchmarks/")].add(row["job"].rpartition("vs ")[2])
                 where = row["environment"]
                 machines.add(
                     f"{where['cores']} cores of {where['cpu']}; "
@@ -50,11 +51,19 @@ def section(found: list[dict[str, Any]]) -> str:
         lines = [HEAD, ("---",) * len(HEAD), *rows]
         table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         parts.append(f"### {device}\n\n{'; '.join(sorted(machines))}\n\n{table}\n")
-    missing = [job for jobs in JOBS.values() for job in jobs if job not in done]
-    if missing:
-        listed = "\n".join(f"python benchmarks/{job}" for job in missing)
+    missing = {job: lacking(job, done) for jobs in JOBS.values() for job in jobs}
+    if any(missing.values()):
+        listed = "\n".join(f"python benchmarks/{job}{lack}".rstrip() for job, lack in missing.items() if lack)
         parts.append(f"### Not measured\n\n```sh\n{listed}\n```\n")
     return "\n".join(parts)
+
+
+def lacking(job: str, done: dict[str, set[str]]) -> str:
+    """What of a job nobody has measured, as what follows its command: "" if nothing, a space if all of it."""
+    if job not in done:
+        return " "
+    baselines = [word for word in job.partition("--baseline")[2].split() if word not in done[job]]
+    return f"  # {', '.join(baselines)} only" if baselines else ""
 
 
 def main() -> None:

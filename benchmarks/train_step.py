@@ -100,9 +100,9 @@ def main() -> None:
                         line = compare(options, chosen, flax, worker, name, ours_first, *taken[name])
                         line["compile"] = compiled | line["compile"]
                         lines.append(line)
-                # After each group, since the next may fail: the same command's rows are replaced.
-                where = "cpu" if options.device == "cpu" else pairs.slug(flax("device"))
-                pairs.write(options, ran, where, lines + absolute(options, lines))
+                        # After each, since the next may fail: the same command's rows are replaced.
+                        where = "cpu" if options.device == "cpu" else pairs.slug(flax("device"))
+                        pairs.write(options, ran, where, lines + absolute(options, lines))
     for line in lines:
         print(f"{line['job']}: MFU {line['mfu']:.0%} and {line['mfu_theirs']:.0%}", end=" ")
         print(f"of {line['peak_flops'] / 1e12:.3g} TFLOP/s", end="; ")
