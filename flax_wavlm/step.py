@@ -179,16 +179,18 @@ def jit_train_step(
     return encode_first
 
 
+GPU_OPTIONS = {"xla_gpu_enable_dus_accumulator_zero_init_elimination": True}
+
+
 def _compiler_options(mesh: Mesh) -> dict[str, bool] | None:
-    """What XLA does not do by itself: on a GPU, not to fill with zeros what the loop over layers fills."""
+    """What XLA does not do by itself: on a GPU, leave out zeros where the loop over layers fills an array."""
     if mesh.devices.flat[0].platform != "gpu":
         return None
-    options = {"xla_gpu_enable_dus_accumulator_zero_init_elimination": True}
     try:
-        jax.jit(jnp.negative, compiler_options=options).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:  # a compiler without it
+        jax.jit(jnp.negative, compiler_options=GPU_OPTIONS).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:  # a compiler that does not know them
         return None
-    return options
+    return GPU_OPTIONS
 
 
 def jit_encode(config: WavLMConfig, mesh: Mesh, *, accumulation: int = 1) -> Callable[[Params, Batch], Array]:

@@ -487,7 +487,7 @@ TPU = {"platform": "tpu", "dtype": "bfloat16", "frames": 399}
         ("auto", GPU | {"head_size": 20}, "xla", "multiples of 8"),
         ("auto", GPU | {"frames": 1024}, "cudnn", "bfloat16"),
         ("auto", GPU | {"frames": 1025}, "pallas", "linear"),
-        ("auto", GPU | {"frames": 1025, "dtype": "float32"}, "pallas", "linear"),
+        ("auto", GPU | {"frames": 1025, "dtype": "float32"}, "xla", "bfloat16 only"),
         ("auto", GPU | {"frames": 1025, "head_size": 80}, "xla", "powers of 2"),
         ("auto", TPU, "pallas", "linear"),
         ("auto", TPU | {"dtype": "float32"}, "pallas", "linear"),

@@ -203,6 +203,26 @@ def test_input_shorter_than_a_frame(large_reference: Reference) -> None:
         model(np.zeros((1, 399), np.float32))
 
 
+def test_frames_in_eights_change_nothing(
+    reference: Reference, speech: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the rows are a multiple of 8 frames long, and nobody sees it; with lengths and without."""
+    rows, lengths = pad(speech[:2])
+    model = port.load(reference.folder, overrides={"attention": "xla"})
+    for known in (lengths, None):
+        logits, frames, states = model(rows, known, with_states=True)
+        assert logits.shape[1] % 8
+        with monkeypatch.context() as context:
+            context.setattr(jax, "default_backend", lambda: "gpu")
+            padded_logits, padded_frames, padded_states = model(rows, known, with_states=True)
+        np.testing.assert_array_equal(padded_frames, frames)
+        real = np.arange(logits.shape[1]) < np.asarray(frames)[:, None]
+        assert padded_logits.shape == logits.shape
+        assert padded_states.shape == states.shape
+        np.testing.assert_allclose(padded_logits[real], logits[real], rtol=0, atol=DEEP)
+        np.testing.assert_allclose(padded_states[:, real], states[:, real], rtol=0, atol=DEEP)
+
+
 # --- Regularisation -----------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from flax import nnx
 from reference import NO_REGULARISATION, Reference, attention_mask, pad
 
 from flax_wavlm import ctc, port, sharding
+from flax_wavlm import step as step_module
 from flax_wavlm.config import WavLMConfig
 from flax_wavlm.model import WavLMForCTC, merge, split, structure
 from flax_wavlm.optim import adamw, linear_schedule, partition
@@ -423,6 +425,23 @@ def runs() -> dict[int, Run]:
                 state = compiled(state, batch)
             results[fsdp] = Run(placed, state)
     return results
+
+
+@pytest.mark.parametrize(
+    ("platform", "options", "taken"),
+    [
+        ("gpu", {"xla_gpu_enable_while_loop_double_buffering": True}, True),
+        ("gpu", {"xla_gpu_no_such_option": True}, False),
+        ("cpu", {"xla_gpu_no_such_option": True}, False),
+    ],
+)
+def test_compiler_options_are_taken_where_they_are_known(
+    platform: str, options: dict[str, bool], taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiler that no longer knows one still compiles the step."""
+    monkeypatch.setattr(step_module, "GPU_OPTIONS", options)
+    mesh = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=platform)]))
+    assert step_module._compiler_options(mesh) == (options if taken else None)
 
 
 def test_state_is_donated(runs: dict[int, Run]) -> None:
