@@ -207,7 +207,8 @@ def test_frames_in_eights_change_nothing(
     reference: Reference, speech: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU the rows are a multiple of 8 frames long, and nobody sees it; with lengths and without."""
-    rows, lengths = pad(speech[:2])
+    rows, lengths = pad([clip[:40_000] for clip in speech[:2]])
+    rows, lengths = rows[:, :39_000], np.minimum(lengths, [39_000, 30_000])
     model = port.load(reference.folder, overrides={"attention": "xla"})
     for known in (lengths, None):
         logits, frames, states = model(rows, known, with_states=True)
