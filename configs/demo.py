@@ -4,7 +4,7 @@
 
 Hardware: any; 2 CPU cores are enough. Needs nothing but `pip install -e '.[demo]'`.
 Expected: WER at most 0.05 on sentences and voices that are not in the training set, within 6 minutes.
-Measured: WER 0.015, 301 s from the command to the exported model, on 2 shared cores
+Measured: WER 0.025, 307 s from the command to the exported model, on 2 shared cores
 (benchmarks/results/parity-cpu.txt).
 """
 
