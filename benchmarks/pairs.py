@@ -127,17 +127,10 @@ def workers(**makers: Callable[[], Worker]) -> Iterator[list[Worker]]:
             worker.close()
 
 
-@contextmanager
-def together(makers: list[Callable[[], Worker]]) -> Iterator[list[Worker]]:
-    """As `workers`, but all start at the same time."""
-    with ThreadPoolExecutor(len(makers)) as pool:
-        futures = [pool.submit(make) for make in makers]
-    try:
-        yield [future.result() for future in futures]
-    finally:
-        for future in futures:
-            if future.exception() is None:
-                future.result().close()
+def at_once(function: Callable[[Worker], Any], several: list[Worker]) -> list[Any]:
+    """What the function gives for each worker, all of them working at the same time: not for timings."""
+    with ThreadPoolExecutor(len(several)) as pool:
+        return list(pool.map(function, several))
 
 
 def peak_rss() -> int:

@@ -75,7 +75,7 @@ def busy(folder: Path, program: str, names: dict[str, str]) -> dict[str, float]:
             if event.get("ph") != "X" or "hlo_op" not in details:
                 continue
             operation = _plain(details["hlo_op"])
-            if re.match(r"while\b|while_", operation):  # its body's operations are counted
+            if re.match(r"while(_|$)", operation):  # its body's operations are counted
                 continue
             # The frozen encoder is a program of its own.
             inside = details.get("hlo_module", "").startswith(program)

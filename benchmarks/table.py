@@ -51,19 +51,19 @@ def section(found: list[dict[str, Any]]) -> str:
         lines = [HEAD, ("---",) * len(HEAD), *rows]
         table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         parts.append(f"### {device}\n\n{'; '.join(sorted(machines))}\n\n{table}\n")
-    missing = {job: lacking(job, done) for jobs in JOBS.values() for job in jobs}
-    if any(missing.values()):
-        listed = "\n".join(f"python benchmarks/{job}{lack}".rstrip() for job, lack in missing.items() if lack)
+    missing = [line for jobs in JOBS.values() for job in jobs if (line := unmeasured(job, done))]
+    if missing:
+        listed = "\n".join(f"python benchmarks/{line}" for line in missing)
         parts.append(f"### Not measured\n\n```sh\n{listed}\n```\n")
     return "\n".join(parts)
 
 
-def lacking(job: str, done: dict[str, set[str]]) -> str:
-    """What of a job nobody has measured, as what follows its command: "" if nothing, a space if all of it."""
+def unmeasured(job: str, done: dict[str, set[str]]) -> str | None:
+    """A job of which something has not been measured, and which baselines if it is only they."""
     if job not in done:
-        return " "
+        return job
     baselines = [word for word in job.partition("--baseline")[2].split() if word not in done[job]]
-    return f"  # {', '.join(baselines)} only" if baselines else ""
+    return f"{job}  # {', '.join(baselines)} only" if baselines else None
 
 
 def main() -> None:

@@ -80,24 +80,26 @@ def main() -> None:
         folder = Path(scratch)
         Worker("workload:save_weights", folder, chosen).close()
 
-        def torch(baseline: str, taken: dict[str, Any]) -> Worker:
-            worker = Worker("torch_side:TorchTraining", folder, baseline, **how)
-            taken[baseline] = worker("compile", batch), worker("losses", 5)
-            return worker
+        def begin(worker: Worker) -> tuple[dict[str, float], list[float]]:
+            return worker("compile", batch), worker("losses", 5)
 
         with pairs.workers(
             ours=lambda: Worker("flax_side:FlaxTraining", folder, overrides, options.keep_features)
         ) as (flax,):
-            compiled, ours_first = flax("compile", batch), flax("losses", 5)
+            compiled, ours_first = begin(flax)
             # Torch compiles for minutes: the compiled ones do so at the same time, before anything is timed.
             for group in (["B1"], ["B2", "B3"]):
-                taken: dict[str, Any] = {}
                 names = [name for name in group if name in options.baseline]
                 if not names:
                     continue
-                with pairs.together([functools.partial(torch, name, taken) for name in names]) as theirs:
-                    for name, worker in zip(names, theirs, strict=True):
-                        line = compare(options, chosen, flax, worker, name, ours_first, *taken[name])
+                make = {
+                    name: functools.partial(Worker, "torch_side:TorchTraining", folder, name, **how)
+                    for name in names
+                }
+                with pairs.workers(**make) as theirs:
+                    firsts = pairs.at_once(begin, theirs)
+                    for name, worker, first in zip(names, theirs, firsts, strict=True):
+                        line = compare(options, chosen, flax, worker, name, ours_first, *first)
                         line["compile"] = compiled | line["compile"]
                         lines.append(line)
                         # After each, since the next may fail: the same command's rows are replaced.

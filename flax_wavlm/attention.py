@@ -9,8 +9,9 @@ model.py: B clips, T frames, H heads, K head size.
     cudnn    cuDNN's fused kernel: NVIDIA GPUs, bfloat16, no attention dropout. Holds the bias [B, H, T, T].
     pallas   our fused kernel, forward and backward: no attention dropout. Memory is linear in T.
 
-All have run on an H100, forward and backward, and what `auto` takes on a GPU is what was fastest there: cuDNN
-at 199 and 399 frames, ours at 1,499, the plain one in float32. For TPUs ours is compiled, but has not run on
+All have run on an H100, forward and backward, and what `auto` takes on a GPU is what was fastest there in a
+trial (not among the benchmarks' results): cuDNN at 199 and 399 frames, ours at 1,499, the plain one in
+float32. For TPUs ours is compiled, but has not run on
 one yet, so the limits for them are estimates. `choose` says which of them a call takes, and why.
 """
 
@@ -39,7 +40,7 @@ Attend = Callable[[Array, Array, Array, Array, Array | None], Array]
 
 # --- Which one ----------------------------------------------------------------------------------------------
 
-MAX_FRAMES_CUDNN = 1024  # "auto" on a GPU: from here on the bias [B, H, T, T] takes too long, and memory
+MAX_FRAMES_CUDNN = 1024  # "auto" on a GPU: from here on the bias [B, H, T, T] costs too much time and memory
 MIN_FRAMES_PALLAS_TPU = 256  # "auto" on a TPU: below, the kernel's tiles of 128 are mostly padding
 MAX_FRAMES_PALLAS_TPU = 3072  # a head's keys, values and bias must fit the vector memory
 

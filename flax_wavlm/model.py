@@ -32,7 +32,6 @@ from flax_wavlm.dropout import dropout
 Array = jax.Array
 Params = dict[str, Any]  # nested; the leaves are arrays
 
-
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": ops.gelu,
     "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
