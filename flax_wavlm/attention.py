@@ -265,11 +265,29 @@ def _weighted_mean_backward(how, saved, d_out):
     d_scores = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
     d_v = how.product("bhts,bhtk->bhsk", how.drop(weights, keep).astype(d_out.dtype), d_out)
     d_gate = jnp.sum(d_scores * bias, axis=-1)
-    d_bias = jnp.sum(d_scores * gate[..., None], axis=0)
+    d_bias = _sum_over_clips(gate, d_scores)
     d_scores = d_scores.astype(q.dtype)
     d_q = how.product("bhts,bhsk->bhtk", d_scores, k)
     d_k = how.product("bhts,bhtk->bhsk", d_scores, q)
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), d_gate, d_bias, None, None
+
+
+def _sum_over_clips(gate: Array, d_scores: Array) -> Array:
+    """[B, H, T] and [B, H, T, T] -> [H, T, T].
+
+    On a CPU clip by clip: what XLA makes of the sum there takes as long as all products of the attention. Not
+    where clips may lie on several devices, which would have to exchange them.
+    """
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return jnp.sum(gate[..., None] * d_scores, axis=0)
+    return _clip_by_clip(gate, d_scores)
+
+
+def _clip_by_clip(gate: Array, d_scores: Array) -> Array:
+    def clip(b: Any) -> Array:
+        return gate[b][..., None] * d_scores[b]
+
+    return jax.lax.fori_loop(1, len(gate), lambda b, total: total + clip(b), clip(0))
 
 
 _weighted_mean.defvjp(_weighted_mean_forward, _weighted_mean_backward)
