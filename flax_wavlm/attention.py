@@ -264,30 +264,31 @@ def _weighted_mean_backward(how, saved, d_out):
     d_weights = how.drop(how.product("bhtk,bhsk->bhts", d_out, v), keep)
     d_scores = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
     d_v = how.product("bhts,bhtk->bhsk", how.drop(weights, keep).astype(d_out.dtype), d_out)
-    d_gate = jnp.sum(d_scores * bias, axis=-1)
-    d_bias = _sum_over_clips(gate, d_scores)
+    d_gate, d_bias = _bias_gradients(gate, bias, d_scores)
     d_scores = d_scores.astype(q.dtype)
     d_q = how.product("bhts,bhsk->bhtk", d_scores, k)
     d_k = how.product("bhts,bhtk->bhsk", d_scores, q)
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), d_gate, d_bias, None, None
 
 
-def _sum_over_clips(gate: Array, d_scores: Array) -> Array:
-    """[B, H, T] and [B, H, T, T] -> [H, T, T].
+def _bias_gradients(gate: Array, bias: Array, d_scores: Array) -> tuple[Array, Array]:
+    """d gate [B, H, T] and d bias [H, T, T], from [B, H, T], [H, T, T] and [B, H, T, T].
 
-    On a CPU clip by clip: what XLA makes of the sum there takes as long as all products of the attention. Not
-    where clips may lie on several devices, which would have to exchange them.
+    On a CPU clip by clip: what XLA makes of both sums there takes longer than all products of the attention.
+    Not where clips may lie on several devices, which would have to exchange them.
     """
-    if jax.default_backend() != "cpu" or jax.device_count() > 1:
-        return jnp.sum(gate[..., None] * d_scores, axis=0)
-    return _clip_by_clip(gate, d_scores)
+    if jax.default_backend() == "cpu" and jax.device_count() == 1:
+        return _bias_gradients_by_clips(gate, bias, d_scores)
+    return jnp.sum(d_scores * bias, axis=-1), jnp.sum(d_scores * gate[..., None], axis=0)
 
 
-def _clip_by_clip(gate: Array, d_scores: Array) -> Array:
-    def clip(b: Any) -> Array:
-        return gate[b][..., None] * d_scores[b]
+def _bias_gradients_by_clips(gate: Array, bias: Array, d_scores: Array) -> tuple[Array, Array]:
+    def add(d_bias: Array, clip: tuple[Array, Array]) -> tuple[Array, Array]:
+        gate, d_scores = clip  # [H, T], [H, T, T]
+        return d_bias + gate[..., None] * d_scores, jnp.sum(d_scores * bias, axis=-1)
 
-    return jax.lax.fori_loop(1, len(gate), lambda b, total: total + clip(b), clip(0))
+    d_bias, d_gate = jax.lax.scan(add, jnp.zeros_like(bias), (gate, d_scores))
+    return d_gate, d_bias
 
 
 _weighted_mean.defvjp(_weighted_mean_forward, _weighted_mean_backward)
