@@ -41,6 +41,11 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file of whole runs first: else one process waits for the other at the end."""
+    items.sort(key=lambda item: item.path.name != "test_train.py")
+
+
 @pytest.fixture
 def measured(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """Keeps what a test measured for the end of the run: `pytest | grep ^measured` collects the figures."""
