@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh
 from jax.test_util import check_grads
 from reference import NO_REGULARISATION, Reference
 
-from flax_wavlm import WavLMConfig, WavLMForCTC, attention, port, sharding
+from flax_wavlm import WavLMConfig, WavLMForCTC, attention, fused_attention, port, sharding
 from flax_wavlm.dropout import apply, kept
 from flax_wavlm.errors import UserError
 from flax_wavlm.model import merge, split, structure
@@ -69,7 +69,7 @@ def by_cudnn(*arrays: jax.Array, frames: Any) -> jax.Array:
 
 
 def by_pallas(*arrays: jax.Array, frames: Any, block: int | None = None) -> jax.Array:
-    return attention.pallas(*arrays, jnp.asarray(frames), block=block)
+    return fused_attention.attention(*arrays, jnp.asarray(frames), block=block)
 
 
 def output_and_gradients(function: Callable, arrays: Arrays, frames: Any) -> list[np.ndarray]:
@@ -218,7 +218,7 @@ def test_pallas_gradients_numerically() -> None:
 def test_tiles_are_the_toeplitz_matrix(time: int, block: int) -> None:
     table = jnp.arange(1.0, 4 * time - 1).reshape(2, -1)
     count = math.ceil(time / block)
-    tiled = attention.tiles(table, block)
+    tiled = fused_attention.tiles(table, block)
     assert tiled.shape == (2, 2 * count - 1, block, block)
     rows = [
         np.concatenate([tiled[:, i - j + count - 1].swapaxes(1, 2) for j in range(count)], axis=2)
