@@ -271,8 +271,8 @@ def _weighted_mean_backward(how, saved, d_out):
 def _bias_gradients(gate: Array, bias: Array, d_scores: Array) -> tuple[Array, Array]:
     """d gate [B, H, T] and d bias [H, T, T], from [B, H, T], [H, T, T] and [B, H, T, T].
 
-    On a CPU clip by clip: what XLA makes of both sums there takes longer than all products of the attention.
-    Not where clips may lie on several devices, which would have to exchange them.
+    On a CPU clip by clip, since what XLA makes of both sums over whole batches is slow there. Not where clips
+    may lie on several devices, which would have to exchange them.
     """
     if jax.default_backend() == "cpu" and jax.device_count() == 1:
         return _bias_gradients_by_clips(gate, bias, d_scores)

@@ -189,26 +189,27 @@ def _convolve_plainly(precision: str, left: int, x: Array, kernel: Array) -> Arr
     )
 
 
-TAPS = 4  # in one product: more of them make it larger, and what it reads more than a cache holds
+TAPS_AT_ONCE = 4  # more make the products larger, but what they read outgrows the cache (trials on a CPU)
 
 
 def _kernel_gradient_by_taps(precision: str, x: Array, dy: Array, kernel: Array) -> Array:
     """For every few taps, one matrix product a group of the shifted inputs with the output's gradient."""
     taps, size, channels = kernel.shape
     batch, time, _ = x.shape
-    steps = -(-taps // TAPS)
+    steps = -(-taps // TAPS_AT_ONCE)
     # Time comes last, so that shifted inputs are copied in long runs.
-    x = _pad_time(x, taps // 2, (taps - 1) // 2 + steps * TAPS - taps)
+    x = _pad_time(x, taps // 2, (taps - 1) // 2 + steps * TAPS_AT_ONCE - taps)
     x = x.reshape(batch, -1, channels // size, size).transpose(2, 3, 0, 1)  # [G, in, B, T + ...]
     dy = dy.reshape(batch * time, -1, size).swapaxes(0, 1)  # [G, B * T, out]
     wide = jnp.promote_types(x.dtype, jnp.float32)
 
     def some_taps(first: Array) -> Array:
-        shifted = [jax.lax.dynamic_slice_in_dim(x, first + tap, time, axis=3) for tap in range(TAPS)]
-        rows = jnp.stack(shifted, axis=1).reshape(len(dy), TAPS * size, batch * time)
+        shifted = [jax.lax.dynamic_slice_in_dim(x, first + tap, time, axis=3) for tap in range(TAPS_AT_ONCE)]
+        rows = jnp.stack(shifted, axis=1).reshape(len(dy), TAPS_AT_ONCE * size, batch * time)
         return jnp.einsum("gin,gno->gio", rows, dy, precision=precision, preferred_element_type=wide)
 
-    d_kernel = jax.lax.map(some_taps, TAPS * jnp.arange(steps)).reshape(steps, -1, TAPS, size, size)
+    d_kernel = jax.lax.map(some_taps, TAPS_AT_ONCE * jnp.arange(steps))
+    d_kernel = d_kernel.reshape(steps, -1, TAPS_AT_ONCE, size, size)  # [steps, G, taps at once, in, out]
     return d_kernel.transpose(0, 2, 3, 1, 4).reshape(-1, size, channels)[:taps]
 
 
