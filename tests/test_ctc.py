@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flax_wavlm import ctc, sharding
 from flax_wavlm.ctc import collapse, ctc_loss, greedy, reduced_sum
 
 Array = np.ndarray
@@ -291,6 +293,79 @@ def test_loss_is_the_sum_over_all_paths(blank_id: int) -> None:
         assert bool(feasible[row]) == (likelihood > 0), (frames, text)
         expected = -np.log(likelihood) if likelihood else 0.0
         assert float(loss[row]) == pytest.approx(expected, rel=RELATIVE, abs=ABSOLUTE), (frames, text)
+
+
+# --- The kernel for GPUs ------------------------------------------------------------------------------------
+
+interpreted = functools.partial(ctc._forward_by_kernel, interpret=True)
+
+
+def states_case(rows: int, time: int, count: int) -> tuple[jax.Array, jax.Array]:
+    """Emissions [B, T, S] and may_skip [B, S] at random; row 0 may skip nothing, row 1 all blanks."""
+    rng = np.random.default_rng(count)
+    emission = jax.nn.log_softmax(rng.normal(scale=3, size=(rows, time, count)).astype(np.float32))
+    label = np.arange(count) % 2 == 1
+    may_skip = (rng.random((rows, count)) < 0.5) & label
+    may_skip[0], may_skip[1] = False, label
+    return emission, jnp.asarray(may_skip)
+
+
+@pytest.mark.parametrize(
+    ("time", "count"), [(24, 21), (7, 3), (1, 5), (40, 33)], ids=["some", "one label", "one frame", "wide"]
+)
+def test_kernel_is_the_scan(time: int, count: int) -> None:
+    """S fills no power of two; 33 is the first that a width of 32 does not hold."""
+    arrays = states_case(3, time, count)
+    expected = jax.jit(ctc._forward_by_scan, compiler_options=QUICK)(*arrays)
+    got = jax.jit(interpreted, compiler_options=QUICK)(*arrays)
+    for x, y in zip(got, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-5)
+
+
+def test_loss_and_gradient_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeats, no labels, lengths of all kinds, labels that do not fit."""
+    case, weights = random_case(0, 5), np.ones(ROWS, np.float32)
+    expected = ours(5)(*case, weights)
+    monkeypatch.setattr(ctc, "_forward_by_scan", interpreted)  # the default, what a CPU takes
+    got = ours.__wrapped__(5)(*case, weights)
+    np.testing.assert_array_equal(got[1], expected[1])
+    for x, y in zip((got[0], got[2]), (expected[0], expected[2]), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
+def test_kernel_over_devices() -> None:
+    """Each device runs the kernel on its own rows: nothing is sent."""
+    arrays = states_case(16, 9, 7)
+    rows = sharding.batch_sharding(sharding.make_mesh(fsdp=2))
+    compiled = jax.jit(interpreted, in_shardings=rows).lower(*arrays).compile(QUICK)
+    assert not re.search(r"all-|collective-permute", compiled.as_text())
+    got = compiled(*jax.device_put(arrays, rows))
+    for x, y in zip(got, ctc._forward_by_scan(*arrays), strict=True):
+        assert x.sharding.is_equivalent_to(rows, x.ndim)
+        np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("platform", "labels", "kernels"), [("cuda", 52, 1), ("cuda", 2048, 0), ("tpu", 52, 0)]
+)
+def test_what_runs_where(platform: str, labels: int, kernels: int) -> None:
+    """Loss and gradient: one kernel on a GPU, but for more states than it has threads for."""
+    triton = "__gpu$xla.gpu.triton"
+
+    def loss_sum(logits: jax.Array, frames: jax.Array, labels: jax.Array, lengths: jax.Array) -> jax.Array:
+        return ctc_loss(logits, frames, labels, lengths, blank_id=0)[0].sum()
+
+    arguments = [
+        jax.ShapeDtypeStruct((4, 200, 32), jnp.float32),
+        *(jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((4,), (4, labels), (4,))),
+    ]
+    exported = jax.export.export(
+        jax.jit(jax.value_and_grad(loss_sum)),
+        platforms=[platform],
+        disabled_checks=[jax.export.DisabledSafetyCheck.custom_call(triton)],
+    )(*arguments)
+    assert exported.mlir_module().count(f"@{triton}") == kernels
 
 
 # --- Greedy decoding ----------------------------------------------------------------------------------------
