@@ -26,14 +26,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_wavlm import fused_attention
+from flax_wavlm import fused_attention, fused_attention_gpu
 from flax_wavlm.config import WavLMConfig
 from flax_wavlm.dropout import apply, kept
 from flax_wavlm.errors import UserError
 
 Array = jax.Array
-Attend = Callable[[Array, Array, Array, Array, Array | None], Array]
-"""(q, k, v [B, T, H, K], gate [B, H, T] float32, key of attention dropout or None) -> [B, T, H, K]."""
+Attend = Callable[[Array, Array, Array | None], Array]
+"""(q, k and v [B, T, 3, H, K], gate [B, H, T] float32, key of attention dropout or None) -> [B, T, H, K]."""
 
 # --- Which one ----------------------------------------------------------------------------------------------
 
@@ -157,16 +157,25 @@ def prepare(config: WavLMConfig, table: Array, valid: Array | None, batch: int, 
     """
     time = (table.shape[1] + 1) // 2
     name = chosen(config, time, training=training).name
-    if name == "xla":
-        bias = toeplitz(table)
-        plainly = functools.partial(xla, rate=config.attention_dropout, precision=config.matmul_precision)
-        return lambda q, k, v, gate, key: plainly(q, k, v, gate, bias, valid, key=key)
     frames = jnp.full(batch, time, jnp.int32) if valid is None else jnp.sum(valid, axis=1, dtype=jnp.int32)
-    if name == "cudnn":
-        bias = toeplitz(table)
-        return lambda q, k, v, gate, _: cudnn(q, k, v, gate, bias, frames)
     exact = config.matmul_precision != "default"
-    return lambda q, k, v, gate, _: fused_attention.attention(q, k, v, gate, table, frames, exact=exact)
+    if name == "pallas" and jax.default_backend() == "gpu":
+        tiles = fused_attention_gpu.prepare_bias(table, config.dtype)
+        return lambda qkv, gate, _: fused_attention_gpu.attention(qkv, gate, tiles, frames, exact=exact)
+    if name == "pallas":
+        return _apart(
+            lambda q, k, v, gate, _: fused_attention.attention(q, k, v, gate, table, frames, exact=exact)
+        )
+    bias = toeplitz(table)
+    if name == "cudnn":
+        return _apart(lambda q, k, v, gate, _: cudnn(q, k, v, gate, bias, frames))
+    plainly = functools.partial(xla, rate=config.attention_dropout, precision=config.matmul_precision)
+    return _apart(lambda q, k, v, gate, key: plainly(q, k, v, gate, bias, valid, key=key))
+
+
+def _apart(function: Callable[[Array, Array, Array, Array, Array | None], Array]) -> Attend:
+    """For a function of q, k and v as three arrays."""
+    return lambda qkv, gate, key: function(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], gate, key)
 
 
 FRAMES_GPU = 8  # on a GPU, T is made a multiple of it

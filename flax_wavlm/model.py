@@ -264,10 +264,9 @@ class Attention(nnx.Module):
         batch, time, size = x.shape
         heads = config.num_attention_heads
         qkv = self.qkv(x).reshape(batch, time, 3, heads, size // heads)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, T, H, K]
         # Of the gates nothing is kept for the backward pass but x: making them again costs next to nothing.
         gates = jax.checkpoint(self.gates, prevent_cse=False)(x)
-        return self.out(attend(q, k, v, gates, key).reshape(batch, time, size))
+        return self.out(attend(qkv, gates, key).reshape(batch, time, size))
 
     def gates(self, x: Array) -> Array:
         """The factor of the position bias for each head and query, from the attention's input: [B, H, T]."""

@@ -1,0 +1,415 @@
+"""`fused_attention` for NVIDIA GPUs, where a kernel reads and writes memory as it lies.
+
+The same tiles of the bias, and the same mathematics; letters as there. Different is what a GPU wants: q, k
+and v are read from the product that made them, [B, T, 3, H, K], and their gradients are written like that, so
+that nothing is split, transposed, padded or put together around the kernels. Blocks beyond a clip's frames
+are left out: a query there gives 0. No kernel adds to what another wrote: the same bits in every run.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from flax_wavlm import sharding
+from flax_wavlm.fused_attention import tiles
+
+Array = jax.Array
+
+LOG2_E = math.log2(math.e)  # powers of 2 are what the hardware computes
+CLIPS_IN_PROGRAM = 4  # at most, where the bias's gradient is summed over clips: the sums are then added up
+
+
+class Bias(NamedTuple):
+    """The position bias as tiles [H, 2n - 1, block, block], made once for all layers."""
+
+    keys_first: Array  # `fused_attention.tiles`: keys as rows, queries as columns; the gradient goes here
+    queries_first: Array  # the same, queries as rows
+
+
+def prepare_bias(table: Array, dtype: Any) -> Bias:
+    """From the table by distance [H, 2T - 1], for q, k and v of that type."""
+    block = 64 if jnp.dtype(dtype) == jnp.bfloat16 else 32  # as registers allow
+    keys_first = tiles(table, block)
+    # Of a Toeplitz matrix the transposed one is the one read backwards, from its last row and column.
+    return Bias(keys_first, jax.lax.stop_gradient(keys_first)[:, :, ::-1, ::-1])
+
+
+def attention(
+    qkv: Array, gate: Array, bias: Bias, frames: Array, *, exact: bool = True, interpret: bool = False
+) -> Array:
+    """Fused attention that holds nothing of size T x T, nor does its gradient.
+
+    Args:
+        qkv: [B, T, 3, H, K].
+        gate: [B, H, T] float32.
+        frames: [B] int32, each row's valid frames; of a row without any the first is taken.
+        exact: products of float32 are not rounded to fewer bits.
+        interpret: run on a CPU, for tests.
+    Returns: [B, T, H, K]; 0 beyond a row's frames. Differentiable in qkv, gate and bias.
+    """
+    frames = jnp.clip(frames, 1, qkv.shape[1]).astype(jnp.int32)
+    return _attention(_How(exact, interpret), qkv, gate, *bias, frames)
+
+
+class _How(NamedTuple):
+    exact: bool
+    interpret: bool
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(how: _How, *arrays: Array) -> Array:
+    return _attention_forward(how, *arrays)[0]
+
+
+def _attention_forward(how: _How, *arrays: Array) -> tuple[Array, tuple[Array, ...]]:
+    out, log_sum = sharding.by_rows(functools.partial(_forward, how), whole=(2, 3))(*arrays)
+    return out, (*arrays, out, log_sum)
+
+
+def _attention_backward(how: _How, saved: tuple[Array, ...], d_out: Array) -> tuple[Array | None, ...]:
+    function = functools.partial(_backward, how)
+    d_qkv, d_gate, d_bias = sharding.by_rows(function, whole=(2, 3), summed=(2,))(*saved, d_out)
+    return d_qkv, d_gate, d_bias, None, None
+
+
+_attention.defvjp(_attention_forward, _attention_backward)
+
+
+class _Kernels:
+    """What all kernels of a call know beforehand, and what a program of the grid is given of an array.
+
+    The grid is (block of time, head, clip), the first of them running fastest.
+    """
+
+    def __init__(self, how: _How, qkv: Array, bias: Array):
+        self.how = how
+        self.batch, self.time, _, self.heads, self.head_size = qkv.shape
+        self.block = block = bias.shape[-1]
+        self.count = (bias.shape[1] + 1) // 2
+        self.grid = (self.count, self.heads, self.batch)
+        size, head_size = self.count * block, self.head_size
+        self.rows = pl.BlockSpec((None, block, None, head_size), lambda i, h, b: (b, i, h, 0))
+        self.all_rows = pl.BlockSpec((None, size, None, head_size), lambda i, h, b: (b, 0, h, 0))
+        self.query = pl.BlockSpec((None, None, block), lambda i, h, b: (b, h, i))
+        self.all_queries = pl.BlockSpec((None, None, size), lambda i, h, b: (b, h, 0))
+        self.bias = pl.BlockSpec((None, *bias.shape[1:]), lambda i, h, b: (h, 0, 0, 0))
+        self.frames = pl.BlockSpec((None,), lambda i, h, b: (b,))
+
+    def part(self, part: int) -> pl.BlockSpec:
+        """A block of q, k or v."""
+        return pl.BlockSpec(
+            (None, self.block, None, None, self.head_size), lambda i, h, b: (b, i, part, h, 0)
+        )
+
+    def all_of(self, part: int) -> pl.BlockSpec:
+        """All of q, k or v."""
+        size = self.count * self.block
+        return pl.BlockSpec((None, size, None, None, self.head_size), lambda i, h, b: (b, 0, part, h, 0))
+
+    def call(self, kernel: Callable, name: str, *, warps: int = 4, stages: int = 2, **specs: Any) -> Callable:
+        return pl.pallas_call(
+            functools.partial(kernel, self),
+            compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=stages),
+            interpret=self.how.interpret,
+            name=name,
+            **specs,
+        )
+
+    # In a kernel:
+
+    def load(self, ref: Any, index: Any, frames: Array, *clip: Array) -> Array:
+        """Block `index` of rows [time, K] or of elements [time], of a clip if there are several; 0 beyond
+        the frames."""
+        start = index * self.block
+        valid = start + jnp.arange(self.block) < frames
+        view = ref.at[(*clip, pl.ds(start, self.block))]
+        if len(view.shape) == 2:
+            valid = jnp.broadcast_to(valid[:, None], view.shape)
+        return plgpu.load(view, mask=valid, other=0.0)
+
+    def store(self, ref: Any, value: Array, index: Any) -> None:
+        """Stores block `index` of rows or elements, as far as the array goes."""
+        inside = index * self.block + jnp.arange(self.block) < self.time
+        if value.ndim == 2:
+            inside = jnp.broadcast_to(inside[:, None], value.shape)
+        plgpu.store(ref, value.astype(ref.dtype), mask=inside)
+
+    def dot(self, a: Array, b: Array, axes: tuple[int, int]) -> Array:
+        """The product of two matrices over an axis of each, accumulated in float32."""
+        precise = self.how.exact and a.dtype != jnp.bfloat16
+        return jax.lax.dot_general(
+            a,
+            b,
+            (((axes[0],), (axes[1],)), ((), ())),
+            precision=jax.lax.Precision.HIGHEST if precise else jax.lax.Precision.DEFAULT,
+            preferred_element_type=jnp.float32,
+        )
+
+    def valid(self, index: Any, frames: Array) -> Array:
+        """Which of block `index` are frames."""
+        return index * self.block + jnp.arange(self.block) < frames
+
+    def blocks(self, index: Any, frames: Array) -> Array:
+        """How many blocks there are to go through: those with frames, but none for a block without any."""
+        return jnp.where(index * self.block < frames, pl.cdiv(frames, self.block), 0)
+
+    def scores(self, product: Array, gate: Array, bias: Array, valid_keys: Array) -> Array:
+        """A tile of scores, as powers of 2; -inf where there is no key."""
+        scores = product * (LOG2_E / math.sqrt(self.head_size)) + (gate * LOG2_E) * bias
+        return jnp.where(valid_keys, scores, -jnp.inf)
+
+
+def _forward(how: _How, qkv: Array, gate: Array, _: Array, bias: Array, frames: Array) -> tuple[Array, Array]:
+    """The output [B, T, H, K], and the logarithm to base 2 of each query's sum of exponentials [B, H, T]."""
+    kernels = _Kernels(how, qkv, bias)
+    return kernels.call(
+        _forward_kernel,
+        "attention_forward",
+        grid=kernels.grid,
+        in_specs=[
+            *(kernels.part(0), kernels.all_of(1), kernels.all_of(2)),
+            *(kernels.query, kernels.bias, kernels.frames),
+        ],
+        out_specs=[kernels.rows, kernels.query],
+        out_shape=[
+            jax.ShapeDtypeStruct((*qkv.shape[:2], *qkv.shape[3:]), qkv.dtype),
+            jax.ShapeDtypeStruct(gate.shape, gate.dtype),
+        ],
+    )(qkv, qkv, qkv, gate, bias, frames)
+
+
+def _backward(
+    how: _How,
+    qkv: Array,
+    gate: Array,
+    keys_first: Array,
+    queries_first: Array,
+    frames: Array,
+    out: Array,
+    log_sum: Array,
+    d_out: Array,
+) -> tuple[Array, Array, Array]:
+    """The gradients of qkv, gate and the bias."""
+    kernels = _Kernels(how, qkv, keys_first)
+    # What softmax's gradient takes off each query's: sum over s of weight * d weight.
+    mean = jnp.sum(out.astype(gate.dtype) * d_out.astype(gate.dtype), axis=-1).swapaxes(1, 2)
+    like_qkv = jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)
+    every = kernels.all_queries
+    d_qkv = kernels.call(
+        _key_kernel,
+        "attention_backward_key",
+        grid=kernels.grid,
+        in_specs=[
+            *(kernels.all_of(0), kernels.part(1), kernels.part(2), kernels.all_rows),
+            *(every, every, every, kernels.bias, kernels.frames),
+        ],
+        out_specs=pl.BlockSpec(
+            (None, kernels.block, 3, None, kernels.head_size), lambda i, h, b: (b, i, 0, h, 0)
+        ),
+        out_shape=like_qkv,
+    )(qkv, qkv, qkv, d_out, gate, log_sum, mean, keys_first, frames)
+    # That of q is written into the same array, where a place was left for it.
+    query = kernels.query
+    d_qkv, d_gate = kernels.call(
+        _query_kernel,
+        "attention_backward_query",
+        grid=kernels.grid,
+        in_specs=[
+            *(kernels.part(0), kernels.all_of(1), kernels.all_of(2), kernels.rows),
+            *(query, query, query, kernels.bias, kernels.frames, kernels.part(0)),
+        ],
+        out_specs=[kernels.part(0), query],
+        out_shape=[like_qkv, jax.ShapeDtypeStruct(gate.shape, gate.dtype)],
+        input_output_aliases={9: 0},
+    )(qkv, qkv, qkv, d_out, gate, log_sum, mean, queries_first, frames, d_qkv)
+    return d_qkv, d_gate, _bias_gradient(kernels, qkv, d_out, gate, log_sum, mean, keys_first, frames)
+
+
+def _bias_gradient(
+    kernels: _Kernels,
+    qkv: Array,
+    d_out: Array,
+    gate: Array,
+    log_sum: Array,
+    mean: Array,
+    bias: Array,
+    frames: Array,
+) -> Array:
+    """A program makes the gradient of one tile: all along its diagonal of blocks, for a few of the clips."""
+    clips = max(n for n in range(1, CLIPS_IN_PROGRAM + 1) if kernels.batch % n == 0)
+    size, head_size = kernels.count * kernels.block, kernels.head_size
+
+    def part(part: int) -> pl.BlockSpec:
+        return pl.BlockSpec((clips, size, None, None, head_size), lambda d, h, c: (c, 0, part, h, 0))
+
+    queries = pl.BlockSpec((clips, None, size), lambda d, h, c: (c, h, 0))
+    tile = (None, None, kernels.block, kernels.block)
+    d_bias = kernels.call(
+        _diagonal_kernel,
+        "attention_backward_bias",
+        grid=(bias.shape[1], kernels.heads, kernels.batch // clips),
+        in_specs=[
+            *(part(0), part(1), part(2)),
+            pl.BlockSpec((clips, size, None, head_size), lambda d, h, c: (c, 0, h, 0)),
+            *(queries, queries, queries),
+            pl.BlockSpec(tile, lambda d, h, c: (h, d, 0, 0)),
+            pl.BlockSpec((clips,), lambda d, h, c: (c,)),
+        ],
+        out_specs=pl.BlockSpec((None, *tile), lambda d, h, c: (c, h, d, 0, 0)),
+        out_shape=jax.ShapeDtypeStruct((kernels.batch // clips, *bias.shape), bias.dtype),
+    )(qkv, qkv, qkv, d_out, gate, log_sum, mean, bias, frames)
+    return jnp.sum(d_bias, axis=0)
+
+
+# --- Kernels ------------------------------------------------------------------------------------------------
+
+
+def _forward_kernel(
+    kernels: _Kernels, q_ref, k_ref, v_ref, gate_ref, bias_ref, frames_ref, out_ref, log_sum_ref
+):
+    i, block, frames = pl.program_id(0), kernels.block, frames_ref[...]
+    left = frames - i * block  # valid queries from this block on
+    q, gate = kernels.load(q_ref, 0, left), kernels.load(gate_ref, 0, left)
+
+    def step(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        highest, total, out = carry  # of the keys so far: [queries], [queries], [queries, K]
+        k, v = kernels.load(k_ref, j, frames), kernels.load(v_ref, j, frames)
+        bias, valid = bias_ref[i - j + kernels.count - 1], kernels.valid(j, frames)
+        scores = kernels.scores(kernels.dot(q, k, (1, 1)), gate[:, None], bias, valid[None, :])
+        # Never -inf - -inf: the first block holds a valid key.
+        higher = jnp.maximum(highest, jnp.max(scores, axis=1))
+        shrink = jnp.exp2(highest - higher)
+        weights = jnp.exp2(scores - higher[:, None])
+        total = total * shrink + jnp.sum(weights, axis=1)
+        return higher, total, out * shrink[:, None] + kernels.dot(weights.astype(v.dtype), v, (1, 0))
+
+    start = jnp.full(block, -jnp.inf), jnp.zeros(block), jnp.zeros((block, kernels.head_size))
+    highest, total, out = jax.lax.fori_loop(0, kernels.blocks(i, frames), step, start)
+    valid = jnp.arange(block) < left
+    kernels.store(out_ref, jnp.where(valid[:, None], out / total[:, None], 0), i)
+    kernels.store(log_sum_ref, jnp.where(valid, highest + jnp.log2(total), 0), i)
+
+
+def _query_kernel(
+    kernels: _Kernels,
+    q_ref,
+    k_ref,
+    v_ref,
+    d_out_ref,
+    gate_ref,
+    log_sum_ref,
+    mean_ref,
+    bias_ref,
+    frames_ref,
+    _,
+    d_q_ref,
+    d_gate_ref,
+):
+    """d q and d gate of a block of queries: along the keys."""
+    i, block, frames = pl.program_id(0), kernels.block, frames_ref[...]
+    refs = (q_ref, d_out_ref, gate_ref, log_sum_ref, mean_ref)
+    q, d_out, gate, log_sum, mean = (kernels.load(ref, 0, frames - i * block) for ref in refs)
+
+    def step(j: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        d_q, d_gate, bias_mean, excess = carry  # [queries, K], and three of [queries]
+        k, v = kernels.load(k_ref, j, frames), kernels.load(v_ref, j, frames)
+        bias, valid = bias_ref[i - j + kernels.count - 1], kernels.valid(j, frames)
+        scores = kernels.scores(kernels.dot(q, k, (1, 1)), gate[:, None], bias, valid[None, :])
+        weights = jnp.exp2(scores - log_sum[:, None])
+        d_scores = weights * (kernels.dot(d_out, v, (1, 1)) - mean[:, None])
+        d_gate = d_gate + jnp.sum(d_scores * bias, axis=1)
+        bias_mean = bias_mean + jnp.sum(weights * bias, axis=1)
+        d_q = d_q + kernels.dot(d_scores.astype(k.dtype), k, (1, 0))
+        return d_q, d_gate, bias_mean, excess + jnp.sum(d_scores, axis=1)
+
+    start = jnp.zeros((block, kernels.head_size)), *(jnp.zeros(block) for _ in range(3))
+    d_q, d_gate, bias_mean, excess = jax.lax.fori_loop(0, kernels.blocks(i, frames), step, start)
+    kernels.store(d_q_ref, d_q / math.sqrt(kernels.head_size), i)
+    # The scores' gradients of a query sum to 0, but for the rounding of `mean`; what that does to d gate,
+    # whose terms all but cancel, is taken off again.
+    kernels.store(d_gate_ref, d_gate - bias_mean * excess, i)
+
+
+def _transposed_tile(
+    kernels: _Kernels, q, k, v, d_out, gate, log_sum, mean, bias, valid_keys
+) -> tuple[Array, Array]:
+    """A tile of attention weights, and of the scores' gradient, keys as rows."""
+    scores = kernels.scores(kernels.dot(k, q, (1, 1)), gate[None, :], bias, valid_keys[:, None])
+    weights = jnp.exp2(scores - log_sum[None, :])
+    return weights, weights * (kernels.dot(v, d_out, (1, 1)) - mean[None, :])
+
+
+def _key_kernel(
+    kernels: _Kernels,
+    q_ref,
+    k_ref,
+    v_ref,
+    d_out_ref,
+    gate_ref,
+    log_sum_ref,
+    mean_ref,
+    bias_ref,
+    frames_ref,
+    d_qkv_ref,
+):
+    """d k and d v of a block of keys: along the queries."""
+    j, block, frames = pl.program_id(0), kernels.block, frames_ref[...]
+    k, v = (kernels.load(ref, 0, frames - j * block) for ref in (k_ref, v_ref))
+    refs = (d_out_ref, gate_ref, log_sum_ref, mean_ref)
+
+    def step(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        d_k, d_v = carry  # [keys, K]
+        q = kernels.load(q_ref, i, frames)
+        d_out, gate, log_sum, mean = (kernels.load(ref, i, frames) for ref in refs)
+        bias = bias_ref[i - j + kernels.count - 1]
+        weights, d_scores = _transposed_tile(
+            kernels, q, k, v, d_out, gate, log_sum, mean, bias, kernels.valid(j, frames)
+        )
+        d_k = d_k + kernels.dot(d_scores.astype(q.dtype), q, (1, 0))
+        return d_k, d_v + kernels.dot(weights.astype(d_out.dtype), d_out, (1, 0))
+
+    start = jnp.zeros((block, kernels.head_size)), jnp.zeros((block, kernels.head_size))
+    d_k, d_v = jax.lax.fori_loop(0, kernels.blocks(j, frames), step, start)
+    kernels.store(d_qkv_ref.at[:, jnp.int32(1), :], d_k / math.sqrt(kernels.head_size), j)
+    kernels.store(d_qkv_ref.at[:, jnp.int32(2), :], d_v, j)
+
+
+def _diagonal_kernel(
+    kernels: _Kernels,
+    q_ref,
+    k_ref,
+    v_ref,
+    d_out_ref,
+    gate_ref,
+    log_sum_ref,
+    mean_ref,
+    bias_ref,
+    frames_ref,
+    d_bias_ref,
+):
+    """The gradient of one tile of the bias, summed along its diagonal of blocks, and over some clips."""
+    diagonal = pl.program_id(0) - (kernels.count - 1)
+    first, tiles_of_clip = jnp.maximum(0, -diagonal), kernels.count - jnp.abs(diagonal)
+    bias = bias_ref[...]
+
+    def step(index: Array, total: Array) -> Array:
+        clip, j = index // tiles_of_clip, first + index % tiles_of_clip
+        i, frames = j + diagonal, frames_ref[clip]
+        k, v = (kernels.load(ref, j, frames, clip) for ref in (k_ref, v_ref))
+        refs = (d_out_ref, gate_ref, log_sum_ref, mean_ref)
+        q = kernels.load(q_ref, i, frames, clip)
+        d_out, gate, log_sum, mean = (kernels.load(ref, i, frames, clip) for ref in refs)
+        valid = kernels.valid(j, frames)
+        _, d_scores = _transposed_tile(kernels, q, k, v, d_out, gate, log_sum, mean, bias, valid)
+        return total + gate[None, :] * d_scores
+
+    clips = q_ref.shape[0]
+    d_bias_ref[...] = jax.lax.fori_loop(0, clips * tiles_of_clip, step, jnp.zeros_like(bias))
