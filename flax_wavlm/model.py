@@ -66,9 +66,20 @@ class LayerNorm(nnx.LayerNorm):
         super().__init__(size, epsilon=eps, dtype=jnp.dtype(dtype), rngs=rngs)
 
     def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        return ops.layer_norm(x, *self.parameters(), self.epsilon, self.dtype)
+
+    def after(self, x: Array, delta: Array) -> tuple[Array, Array]:
+        """The residual stream `x` with a branch's output `delta` added to it, and the norm of that."""
+        return ops.residual_norm(x, delta, *self.parameters(), self.epsilon, self.dtype)
+
+    def gelu(self, x: Array, dtype: str) -> Array:
+        """GELU of the norm, in float32; the result in `dtype`."""
+        return ops.norm_gelu(x, *self.parameters(), self.epsilon, jnp.dtype(dtype))
+
+    def parameters(self) -> tuple[Array, Array]:
         assert self.scale is not None
         assert self.bias is not None
-        return ops.layer_norm(x, self.scale[...], self.bias[...], self.epsilon, self.dtype)
+        return self.scale[...], self.bias[...]
 
 
 class Dense(nnx.LinearGeneral):
@@ -111,11 +122,14 @@ class ConvLayer(nnx.Module):
 
     def __call__(self, x: Array, lengths: Array | None) -> Array:  # [B, T', C'], [B] samples
         x = self.conv(x)
+        activation = self.config.feat_extract_activation
         if self.config.feat_extract_norm == "layer":
+            if activation == "gelu":
+                return self.norm.gelu(x, self.config.dtype)
             x = self.norm(x)
         elif self.index == 0:
             x = self.group_norm(x, lengths)
-        return ACTIVATIONS[self.config.feat_extract_activation](x).astype(self.config.dtype)
+        return ACTIVATIONS[activation](x).astype(self.config.dtype)
 
     def group_norm(self, x: Array, lengths: Array | None) -> Array:
         """GroupNorm with one channel a group: every channel over time, biased variance, in float32."""
@@ -127,9 +141,8 @@ class ConvLayer(nnx.Module):
         mean = jnp.mean(x, axis=1, keepdims=True, where=where)
         variance = jnp.mean(jnp.square(x - mean), axis=1, keepdims=True, where=where)
         x = (x - mean) * jax.lax.rsqrt(variance + 1e-5)
-        assert self.norm.scale is not None
-        assert self.norm.bias is not None
-        return x * self.norm.scale[...] + self.norm.bias[...]
+        scale, bias = self.norm.parameters()
+        return x * scale + bias
 
 
 class FeatureEncoder(nnx.Module):
@@ -317,8 +330,8 @@ class EncoderLayer(nnx.Module):
             return dropout(self.feed_forward(x, keys[2]), rate, keys[3])
 
         if self.config.do_stable_layer_norm:
-            x = x + mix(self.attention_norm(x))
-            return x + feed(self.final_norm(x))
+            x, y = self.final_norm.after(x, mix(self.attention_norm(x)))
+            return x + feed(y)
         x = self.attention_norm(x + mix(x))
         return self.final_norm(x + feed(x))
 

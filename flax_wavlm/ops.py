@@ -13,12 +13,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flax_wavlm import fused_norm
+
 Array = jax.Array
 
 
 def _wide(x: Array) -> Array:
     """In float32, or as it is where it is wider."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _by_platform(plainly: Any, on_cuda: Any, settings: tuple[Any, ...], *arrays: Array) -> Any:
+    """Which of two forms is taken, by the platform compiled for: the only such place."""
+    plainly, on_cuda = (functools.partial(form, *settings) for form in (plainly, on_cuda))
+    return jax.lax.platform_dependent(*arrays, cuda=on_cuda, default=plainly)
 
 
 # --- GELU ---------------------------------------------------------------------------------------------------
@@ -49,6 +57,8 @@ def _normal_cdf(x: Array) -> Array:
 
 # --- LayerNorm ----------------------------------------------------------------------------------------------
 
+# Each in plain operations, and for CUDA in kernels of fused_norm.py.
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float, dtype: Any) -> Array:
@@ -56,27 +66,117 @@ def layer_norm(x: Array, scale: Array, bias: Array, eps: float, dtype: Any) -> A
 
     Keeps x alone, where the automatic gradient keeps three arrays of its size.
     """
-    return _layer_norm_forward(x, scale, bias, eps, dtype)[0]
+    (y,) = _norm_by_platform(_norm, fused_norm.forward, (eps, dtype), x, scale, bias)
+    return y
 
 
 def _layer_norm_forward(
     x: Array, scale: Array, bias: Array, eps: float, dtype: Any
 ) -> tuple[Array, tuple[Array, Array]]:
+    return layer_norm(x, scale, bias, eps, dtype), (x, scale)
+
+
+def _layer_norm_backward(eps: float, dtype: Any, saved: tuple[Array, Array], dy: Array) -> tuple[Array, ...]:
+    return _norm_by_platform(_norm_gradient, fused_norm.backward, (eps, ()), *saved, dy)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def residual_norm(
+    x: Array, delta: Array, scale: Array, bias: Array, eps: float, dtype: Any
+) -> tuple[Array, Array]:
+    """A branch's output `delta` added to the residual stream `x`, and `layer_norm` of the sum.
+
+    Args: x, delta [..., D]; scale, bias [D]. Returns: x + delta in the type of x, its norm in `dtype`.
+    Keeps the sum alone.
+    """
+    return _norm_by_platform(_residual_norm, fused_norm.forward, (eps, dtype), x, delta, scale, bias)
+
+
+def _residual_norm_forward(
+    x: Array, delta: Array, scale: Array, bias: Array, eps: float, dtype: Any
+) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+    total, y = residual_norm(x, delta, scale, bias, eps, dtype)
+    return (total, y), (total, scale, jnp.zeros(0, delta.dtype))  # of delta the type alone is wanted
+
+
+def _residual_norm_backward(
+    eps: float, dtype: Any, saved: tuple[Array, ...], gradients: tuple[Array, Array]
+) -> tuple[Array, ...]:
+    total, scale, delta = saved
+    d_total, dy = gradients
+    settings = eps, (delta.dtype,)
+    return _norm_by_platform(_norm_gradient, fused_norm.backward, settings, total, scale, dy, d_total)
+
+
+residual_norm.defvjp(_residual_norm_forward, _residual_norm_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def norm_gelu(x: Array, scale: Array, bias: Array, eps: float, dtype: Any) -> Array:
+    """`gelu` of `layer_norm`, in float32; the result in `dtype`. Keeps x alone."""
+    fused = functools.partial(fused_norm.forward, gelu=True)
+    (y,) = _norm_by_platform(_norm_gelu, fused, (eps, dtype), x, scale, bias)
+    return y
+
+
+def _norm_gelu_forward(
+    x: Array, scale: Array, bias: Array, eps: float, dtype: Any
+) -> tuple[Array, tuple[Array, ...]]:
+    return norm_gelu(x, scale, bias, eps, dtype), (x, scale, bias)
+
+
+def _norm_gelu_backward(eps: float, dtype: Any, saved: tuple[Array, ...], dy: Array) -> tuple[Array, ...]:
+    x, scale, bias = saved
     normal, _ = _normal(x, eps)
-    return (normal * scale + bias).astype(dtype), (x, scale)
+    (d_norm,) = _gelu_backward(normal * scale + bias, dy)
+    return _norm_gradient(eps, (), x, scale, d_norm)  # in plain operations: few train the encoder
 
 
-def _layer_norm_backward(
-    eps: float, dtype: Any, saved: tuple[Array, Array], dy: Array
-) -> tuple[Array, Array, Array]:
-    x, scale = saved
+norm_gelu.defvjp(_norm_gelu_forward, _norm_gelu_backward)
+
+
+def _norm_by_platform(plainly: Any, fused: Any, settings: tuple[Any, ...], *arrays: Array) -> Any:
+    if not fused_norm.fits(*arrays):
+        return plainly(*settings, *arrays)
+    return _by_platform(plainly, fused, settings, *arrays)
+
+
+def _norm(eps: float, dtype: Any, x: Array, scale: Array, bias: Array) -> tuple[Array]:
+    normal, _ = _normal(x, eps)
+    return ((normal * scale + bias).astype(dtype),)
+
+
+def _residual_norm(
+    eps: float, dtype: Any, x: Array, delta: Array, scale: Array, bias: Array
+) -> tuple[Array, Array]:
+    total = (x + delta).astype(x.dtype)
+    return total, *_norm(eps, dtype, total, scale, bias)
+
+
+def _norm_gelu(eps: float, dtype: Any, x: Array, scale: Array, bias: Array) -> tuple[Array]:
+    (y,) = _norm(eps, _wide(x).dtype, x, scale, bias)
+    return (gelu(y).astype(dtype),)
+
+
+def _norm_gradient(
+    eps: float, types: tuple[Any, ...], x: Array, scale: Array, dy: Array, *d_x: Array
+) -> tuple[Array, ...]:
+    """The gradients of x, of others like it but of these types, of scale and of bias.
+
+    `d_x`: what comes to x from elsewhere, or nothing.
+    """
     normal, factor = _normal(x, eps)
     dy = dy.astype(normal.dtype)
     d_normal = dy * scale
     along = jnp.mean(d_normal * normal, axis=-1, keepdims=True)
     dx = factor * (d_normal - jnp.mean(d_normal, axis=-1, keepdims=True) - normal * along)
+    dx = sum(d_x, start=dx)
     rows = tuple(range(x.ndim - 1))
-    return dx.astype(x.dtype), jnp.sum(dy * normal, axis=rows), jnp.sum(dy, axis=rows)
+    d_scale, d_bias = jnp.sum(dy * normal, axis=rows), jnp.sum(dy, axis=rows)
+    return *(dx.astype(kind) for kind in (x.dtype, *types)), d_scale, d_bias
 
 
 def _normal(x: Array, eps: float) -> tuple[Array, Array]:
@@ -85,9 +185,6 @@ def _normal(x: Array, eps: float) -> tuple[Array, Array]:
     x = x - jnp.mean(x, axis=-1, keepdims=True)  # the variance in two passes, as torch does
     factor = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
     return x * factor, factor
-
-
-layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 # --- Dense maps ---------------------------------------------------------------------------------------------
@@ -155,7 +252,7 @@ def _grouped_conv_backward(precision: str, saved: tuple[Array, Array], dy: Array
 grouped_conv.defvjp(_grouped_conv_forward, _grouped_conv_backward)
 
 
-# The one place that chooses the forms: by measurements on a CPU and an H100. A TPU has the CPU's, unmeasured.
+# Of forms the platform takes one: by measurements on a CPU and an H100. A TPU has the CPU's, unmeasured.
 
 
 def _convolve(precision: str, left: int, x: Array, kernel: Array) -> Array:
@@ -166,11 +263,6 @@ def _convolve(precision: str, left: int, x: Array, kernel: Array) -> Array:
 def _kernel_gradient(precision: str, x: Array, dy: Array, kernel: Array) -> Array:
     """The gradient of `grouped_conv`'s kernel: [taps, D / groups, D], in float32 (or wider)."""
     return _by_platform(_kernel_gradient_by_taps, _kernel_gradient_in_blocks, (precision,), x, dy, kernel)
-
-
-def _by_platform(plainly: Any, in_blocks: Any, settings: tuple[Any, ...], *arrays: Array) -> Array:
-    plainly, in_blocks = (functools.partial(form, *settings) for form in (plainly, in_blocks))
-    return jax.lax.platform_dependent(*arrays, cuda=in_blocks, default=plainly)
 
 
 def _pad_time(x: Array, before: int, after: int) -> Array:

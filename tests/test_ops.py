@@ -37,15 +37,69 @@ def test_gelu(dtype: str, tolerance: float) -> None:
     np.testing.assert_allclose(np.asarray(slope, np.float64), exact.grad, rtol=tolerance, atol=1e-6)
 
 
+def normalised(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    normal = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    return normal * scale + bias
+
+
 def test_layer_norm() -> None:
     random = np.random.default_rng(0)
     x, scale, bias = 3 + random.standard_normal((2, 7, 12)), *random.standard_normal((2, 12))
+    vjp_equal(lambda *arrays: ops.layer_norm(*arrays, 1e-5, jnp.float64), normalised, x, scale, bias)
 
-    def definition(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-        normal = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
-        return normal * scale + bias
 
-    vjp_equal(lambda *arrays: ops.layer_norm(*arrays, 1e-5, jnp.float64), definition, x, scale, bias)
+def test_residual_norm() -> None:
+    """The sum and its norm, both with gradients."""
+    random = np.random.default_rng(0)
+    (x, delta), (scale, bias) = random.standard_normal((2, 2, 7, 12)), random.standard_normal((2, 12))
+
+    def ours(*arrays: jax.Array) -> jax.Array:
+        return jnp.concatenate(ops.residual_norm(*arrays, 1e-5, jnp.float64), axis=-1)
+
+    def definition(x: jax.Array, delta: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        return jnp.concatenate([x + delta, normalised(x + delta, scale, bias)], axis=-1)
+
+    vjp_equal(ours, definition, x, delta, scale, bias)
+
+
+def test_residual_norm_keeps_types() -> None:
+    """A stream in float32, a branch and its norm in bfloat16; d delta is d x, rounded."""
+    x, delta, ones = jnp.ones((3, 8)), jnp.arange(24, dtype=jnp.bfloat16).reshape(3, 8), jnp.ones(8)
+    y, gradient = jax.vjp(lambda *a: ops.residual_norm(*a, 1e-5, jnp.bfloat16), x, delta, ones, ones)
+    dx, d_delta, *others = gradient(y)
+    types = [array.dtype for array in (*y, dx, d_delta, *others)]
+    assert types == ["float32", "bfloat16", "float32", "bfloat16", "float32", "float32"]
+    np.testing.assert_array_equal(dx.astype(jnp.bfloat16), d_delta)
+
+
+def test_norm_gelu() -> None:
+    random = np.random.default_rng(0)
+    x, scale, bias = 3 + random.standard_normal((2, 7, 12)), *random.standard_normal((2, 12))
+
+    def definition(*arrays: jax.Array) -> jax.Array:
+        return jax.nn.gelu(normalised(*arrays), approximate=False)
+
+    vjp_equal(lambda *arrays: ops.norm_gelu(*arrays, 1e-5, jnp.float64), definition, x, scale, bias)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_norm_gelu_is_both_after_another(dtype: str) -> None:
+    """To the last bit, gradients too: the norm in float32, then the activation, then rounded."""
+    random = np.random.default_rng(0)
+    x = jnp.asarray(3 + random.standard_normal((2, 7, 96)), dtype)
+    scale, bias = jnp.asarray(random.standard_normal((2, 96)), jnp.float32)
+
+    def after_another(*arrays: jax.Array) -> jax.Array:
+        return ops.gelu(ops.layer_norm(*arrays, 1e-5, jnp.float32)).astype(dtype)
+
+    def both(function: Callable) -> list[jax.Array]:
+        y, gradient = jax.vjp(function, x, scale, bias)
+        return [y, *gradient(jnp.ones_like(y))]
+
+    at_once = both(lambda *arrays: ops.norm_gelu(*arrays, 1e-5, jnp.dtype(dtype)))
+    for a, b in zip(at_once, both(after_another), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -1,0 +1,236 @@
+"""Layer norms as Triton kernels, for CUDA: a norm with what stands before or behind it reads memory once.
+
+XLA makes three kernels of a norm (mean, variance, the rest), and more of its gradient. ops.py has the
+definitions, and says when these run. Letters of shapes: N rows (all axes but the last, as one), D.
+
+A tile is some rows, over all of D: padded to a power of two, as Triton wants it, and masked. Means are in two
+passes over registers. Sums over rows (the gradients of scale and bias) stay in registers while a program goes
+through its share of the rows, and are added up behind the kernel: no atomics, the same bits in every run.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from flax_wavlm import sharding
+
+Array = jax.Array
+
+TILE = 4096  # numbers in a tile, 32 a thread
+TILE_BACKWARD = 2048  # which holds up to four tiles and the sums at once
+WARPS = 4
+PROGRAMS = 528  # of the backward kernel, at most: 4 on each multiprocessor of an H100, as registers allow
+
+
+def fits(x: Array, *others: Array) -> bool:
+    """Whether the kernels take arrays of these shapes and types: rows at all, and nothing in float64."""
+    return x.ndim > 1 and x.size > 0 and all(array.dtype != jnp.float64 for array in (x, *others))
+
+
+def forward(
+    eps: float, dtype: Any, x: Array, *others: Array, gelu: bool = False, interpret: bool = False
+) -> tuple[Array, ...]:
+    """The norm in `dtype`, or GELU of it; with a `delta` x + delta in the type of x, and the norm of that.
+
+    Args: x [..., D]; `others`: perhaps delta [..., D], then scale and bias [D]. `interpret`: on any platform,
+        for tests.
+    """
+    function = functools.partial(_forward, eps, jnp.dtype(dtype), gelu, interpret)
+    return sharding.by_rows(function, whole=(len(others) - 1, len(others)))(x, *others)
+
+
+def backward(
+    eps: float,
+    types: tuple[Any, ...],
+    x: Array,
+    scale: Array,
+    dy: Array,
+    *d_x: Array,
+    interpret: bool = False,
+) -> tuple[Array, ...]:
+    """The gradients of x, of others like it but of these types, of scale and of bias.
+
+    Args: x [..., D] of which the norm is, scale [D], dy [..., D]; `d_x`: what comes to x from elsewhere
+        [..., D], or nothing.
+    """
+    kinds = tuple(dict.fromkeys(map(jnp.dtype, (x.dtype, *types))))  # each is written once
+    function = functools.partial(_backward, eps, kinds, interpret)
+    *rows, sums = sharding.by_rows(function, whole=(1,), summed=(len(kinds),))(x, scale, dy, *d_x)
+    return *(rows[kinds.index(kind)] for kind in (x.dtype, *types)), sums[0], sums[1]
+
+
+class _Tiles(NamedTuple):
+    """How N rows of D are cut."""
+
+    total: int  # N
+    size: int  # D
+    width: int  # D, padded
+    rows: int  # of a tile
+
+    @classmethod
+    def of(cls, x: Array, numbers: int) -> _Tiles:
+        """Tiles of about so many numbers."""
+        *rows, size = x.shape
+        width = pl.next_power_of_2(size)
+        return cls(math.prod(rows), size, width, max(1, numbers // width))
+
+    @property
+    def tiles(self) -> int:
+        return pl.cdiv(self.total, self.rows)
+
+    @property
+    def block(self) -> pl.BlockSpec:
+        """A tile for each program."""
+        return pl.BlockSpec((self.rows, self.width), lambda i: (i, 0))
+
+    @property
+    def all(self) -> pl.BlockSpec:
+        """All tiles for each program."""
+        return pl.BlockSpec((self.rows * self.tiles, self.width), lambda i: (0, 0))
+
+    @property
+    def vector(self) -> pl.BlockSpec:
+        """All of a vector [D] for each program."""
+        return pl.BlockSpec((self.width,), lambda i: (0,))
+
+    def mask(self, tile: Any) -> Array | None:
+        """[rows, width]: what is there of a tile. None: all of every one."""
+        if self.size == self.width and self.total % self.rows == 0:
+            return None
+        row, column = (jax.lax.broadcasted_iota(jnp.int32, (self.rows, self.width), axis) for axis in (0, 1))
+        return (tile * self.rows + row < self.total) & (column < self.size)
+
+    def column_mask(self) -> Array | None:
+        return None if self.size == self.width else jnp.arange(self.width) < self.size
+
+    def mean(self, x: Array) -> Array:
+        """Along D, of what is 0 in the padding."""
+        return jnp.sum(x, axis=1, keepdims=True) / self.size
+
+    def normal(self, x: Array, eps: float, mask: Array | None) -> tuple[Array, Array]:
+        """x with mean 0 and variance 1, and one over its deviation; as in ops.py, but 0 in the padding."""
+        x = _where(mask, x - self.mean(x))
+        factor = jax.lax.rsqrt(self.mean(jnp.square(x)) + eps)
+        return _where(mask, x * factor), factor  # a padded row has no variance
+
+
+def _where(mask: Array | None, x: Array) -> Array:
+    return x if mask is None else jnp.where(mask, x, 0.0)
+
+
+def _load(ref: Any, mask: Array | None) -> Array:
+    """In float32, 0 where masked."""
+    x = plgpu.load(ref, mask=mask, other=None if mask is None else jnp.zeros((), ref.dtype))
+    return x.astype(jnp.float32)
+
+
+def _store(ref: Any, x: Array, mask: Array | None) -> None:
+    plgpu.store(ref, x.astype(ref.dtype), mask=mask)
+
+
+def _call(interpret: bool, programs: int, kernel: Any, **how: Any) -> Any:
+    params = plgpu.CompilerParams(num_warps=WARPS, num_stages=1)
+    return pl.pallas_call(kernel, grid=(programs,), compiler_params=params, interpret=interpret, **how)
+
+
+def _rows(x: Array) -> Array:
+    return x.reshape(-1, x.shape[-1])
+
+
+# --- Forward ------------------------------------------------------------------------------------------------
+
+
+def _forward(
+    eps: float, dtype: Any, gelu: bool, interpret: bool, x: Array, *others: Array
+) -> tuple[Array, ...]:
+    *delta, scale, bias = others
+    tiles = _Tiles.of(x, TILE)
+    types = [x.dtype, dtype] if delta else [dtype]
+    results = _call(
+        interpret,
+        tiles.tiles,
+        functools.partial(_forward_kernel, tiles, eps, gelu),
+        in_specs=[*[tiles.block] * (1 + len(delta)), tiles.vector, tiles.vector],
+        out_specs=[tiles.block] * len(types),
+        out_shape=[jax.ShapeDtypeStruct((tiles.total, tiles.size), kind) for kind in types],
+        name="norm_gelu" if gelu else "residual_norm" if delta else "layer_norm",
+    )(*map(_rows, (x, *delta)), scale, bias)
+    return tuple(result.reshape(x.shape) for result in results)
+
+
+def _forward_kernel(tiles: _Tiles, eps: float, gelu: bool, *refs):
+    mask, columns = tiles.mask(pl.program_id(0)), tiles.column_mask()
+    if len(refs) == 6:
+        x_ref, delta_ref, scale_ref, bias_ref, sum_ref, y_ref = refs
+        x = _load(x_ref, mask) + _load(delta_ref, mask)
+        _store(sum_ref, x, mask)
+        x = x.astype(sum_ref.dtype).astype(x.dtype)  # the norm is that of what is stored
+    else:
+        x_ref, scale_ref, bias_ref, y_ref = refs
+        x = _load(x_ref, mask)
+    normal, _ = tiles.normal(x, eps, mask)
+    y = normal * _load(scale_ref, columns) + _load(bias_ref, columns)
+    _store(y_ref, 0.5 * y * (1 + erf(y * math.sqrt(0.5))) if gelu else y, mask)
+
+
+def erf(x: Array) -> Array:
+    """The error function to 1.5e-7 (Abramowitz & Stegun 1964, formula 7.1.26): Triton has none."""
+    t = 1 / (1 + 0.3275911 * jnp.abs(x))
+    series = 0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429)))
+    return jnp.sign(x) * (1 - t * series * jnp.exp(-jnp.square(x)))
+
+
+# --- Backward -----------------------------------------------------------------------------------------------
+
+
+def _backward(
+    eps: float, types: tuple[Any, ...], interpret: bool, x: Array, scale: Array, dy: Array, *d_x: Array
+) -> tuple[Array, ...]:
+    """The gradient of x in each of the types, and those of scale and bias as [2, D] float32."""
+    tiles = _Tiles.of(x, TILE_BACKWARD)
+    programs = min(tiles.tiles, PROGRAMS)
+    *rows, sums = _call(
+        interpret,
+        programs,
+        functools.partial(_backward_kernel, tiles, programs, eps, len(d_x)),
+        in_specs=[tiles.all, tiles.vector, *[tiles.all] * (1 + len(d_x))],
+        out_specs=[*[tiles.all] * len(types), pl.BlockSpec((None, 2, tiles.width), lambda i: (i, 0, 0))],
+        out_shape=[
+            *[jax.ShapeDtypeStruct((tiles.total, tiles.size), kind) for kind in types],
+            jax.ShapeDtypeStruct((programs, 2, tiles.size), jnp.float32),
+        ],
+        name="residual_norm_backward" if d_x else "layer_norm_backward",
+    )(_rows(x), scale, *map(_rows, (dy, *d_x)))
+    return *(array.reshape(x.shape) for array in rows), jnp.sum(sums, axis=0)
+
+
+def _backward_kernel(tiles: _Tiles, programs: int, eps: float, others: int, x_ref, scale_ref, dy_ref, *refs):
+    """A program has every so manieth tile."""
+    d_x_refs, dx_refs, sums_ref = refs[:others], refs[others:-1], refs[-1]
+    program, columns = pl.program_id(0), tiles.column_mask()
+    scale = _load(scale_ref, columns)
+
+    def step(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        d_scale, d_bias = sums
+        tile = program + i * programs
+        mask, rows = tiles.mask(tile), pl.ds(tile * tiles.rows, tiles.rows)
+        x, dy, *d_x = (_load(ref.at[rows, :], mask) for ref in (x_ref, dy_ref, *d_x_refs))
+        normal, factor = tiles.normal(x, eps, mask)
+        d_normal = dy * scale
+        dx = factor * (d_normal - tiles.mean(d_normal) - normal * tiles.mean(d_normal * normal))
+        dx = sum(d_x, start=dx)
+        for ref in dx_refs:
+            _store(ref.at[rows, :], dx, mask)
+        return d_scale + jnp.sum(dy * normal, axis=0), d_bias + jnp.sum(dy, axis=0)
+
+    start = jnp.zeros(tiles.width, jnp.float32)
+    steps = pl.cdiv(tiles.tiles - program, programs)
+    for row, total in enumerate(jax.lax.fori_loop(0, steps, step, (start, start))):
+        _store(sums_ref.at[pl.ds(row, 1), :], total[None], None if columns is None else columns[None])

@@ -1,0 +1,142 @@
+"""The kernels of layer norms, interpreted, against the plain operations of ops.py."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_wavlm import fused_norm, ops, sharding
+
+EPS = 1e-5
+
+
+def normal(seed: int, *shape: int, dtype: str = "float32") -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def equal(got: Any, expected: Any) -> None:
+    """In types too; a result in bfloat16 to its last bit."""
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == b.dtype
+        tolerance = 1e-5 if a.dtype == jnp.float32 else 2**-7
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max() / 4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "types"),  # those of x, delta, and the norm
+    [
+        ((2, 40, 128), "float32 bfloat16 bfloat16"),  # tiles without a rest: no mask
+        ((1, 7, 128), "float32 float32 float32"),
+        ((3, 17, 96), "float32 float32 float32"),  # padded to a power of 2
+        ((5, 3, 768), "float32 bfloat16 bfloat16"),
+        ((2, 9, 5), "bfloat16 bfloat16 float32"),
+    ],
+    ids=str,
+)
+def test_kernels_equal_the_definitions(
+    shape: tuple[int, ...], types: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In tiles of 8 rows or less, so that the backward programs have some each, and not equally many."""
+    width = 2 ** (shape[-1] - 1).bit_length()
+    monkeypatch.setattr(fused_norm, "TILE", 8 * width)
+    monkeypatch.setattr(fused_norm, "TILE_BACKWARD", 4 * width)
+    monkeypatch.setattr(fused_norm, "PROGRAMS", 3)
+    kind, delta_kind, dtype = types.split()
+    x, d_x = 3 + normal(0, *shape, dtype=kind), normal(1, *shape, dtype=kind)
+    delta, dy = normal(2, *shape, dtype=delta_kind), normal(3, *shape, dtype=dtype)
+    scale, bias = normal(4, shape[-1]), normal(5, shape[-1])
+
+    @jax.jit
+    def fused() -> list[tuple[jax.Array, ...]]:
+        how = {"interpret": True}
+        return [
+            fused_norm.forward(EPS, dtype, x, scale, bias, **how),
+            fused_norm.forward(EPS, dtype, x, delta, scale, bias, **how),
+            fused_norm.forward(EPS, dtype, x, scale, bias, gelu=True, **how),
+            fused_norm.backward(EPS, (), x, scale, dy, **how),
+            fused_norm.backward(EPS, (delta.dtype,), x, scale, dy, d_x, **how),
+        ]
+
+    @jax.jit
+    def plain() -> list[tuple[jax.Array, ...]]:
+        return [
+            ops._norm(EPS, dtype, x, scale, bias),
+            ops._residual_norm(EPS, dtype, x, delta, scale, bias),
+            ops._norm_gelu(EPS, dtype, x, scale, bias),
+            ops._norm_gradient(EPS, (), x, scale, dy),
+            ops._norm_gradient(EPS, (delta.dtype,), x, scale, dy, d_x),
+        ]
+
+    for got, expected in zip(fused(), plain(), strict=True):
+        equal(got, expected)
+
+
+def test_padded_rows_are_not_seen_without_an_epsilon() -> None:
+    """Their variance is 0."""
+    x, dy, scale = normal(0, 1, 3, 16), normal(1, 1, 3, 16), normal(2, 16)
+    equal(
+        fused_norm.backward(0.0, (), x, scale, dy, interpret=True), ops._norm_gradient(0.0, (), x, scale, dy)
+    )
+
+
+def test_erf() -> None:
+    x = jnp.linspace(-6, 6, 10001)
+    np.testing.assert_allclose(fused_norm.erf(x), jax.lax.erf(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_lowers_for_cuda(dtype: Any) -> None:
+    """One kernel forward and one backward; of GELU the forward alone."""
+    triton = "__gpu$xla.gpu.triton"
+    x, delta, vector = normal(0, 2, 5, 24), normal(1, 2, 5, 24).astype(dtype), jnp.ones(24)
+
+    def kernels(function: Any, *arrays: jax.Array) -> int:
+        def gradient(*arrays: jax.Array) -> Any:
+            y, pull = jax.vjp(function, *arrays)
+            return y, pull(y)
+
+        exported = jax.export.export(
+            jax.jit(gradient),
+            platforms=["cuda"],
+            disabled_checks=[jax.export.DisabledSafetyCheck.custom_call(triton)],
+        )(*arrays)
+        return exported.mlir_module().count(f"@{triton}")
+
+    assert kernels(lambda *a: ops.layer_norm(*a, EPS, dtype), x, vector, vector) == 2
+    assert kernels(lambda *a: ops.residual_norm(*a, EPS, dtype), x, delta, vector, vector) == 2
+    assert kernels(lambda *a: ops.norm_gelu(*a, EPS, dtype), delta, vector, vector) == 1
+
+
+@pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
+def test_sharded_over_devices() -> None:
+    """Each device runs the kernels on its own rows; the gradients of scale and bias alone are summed."""
+    x, delta, dy, d_x = (normal(i, 8, 3, 16) for i in range(4))
+    scale, bias = normal(4, 16), normal(5, 16)
+
+    def both(forward: Any, backward: Any, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+        x, delta, scale, bias, dy, d_x = arrays
+        total, y = forward(EPS, jnp.float32, x, delta, scale, bias)
+        return total, y, *backward(EPS, (jnp.bfloat16,), total, scale, dy, d_x)
+
+    def fused(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+        def interpreted(kernel: Any) -> Any:
+            return lambda *arguments: kernel(*arguments, interpret=True)
+
+        return both(interpreted(fused_norm.forward), interpreted(fused_norm.backward), *arrays)
+
+    mesh = sharding.make_mesh(fsdp=2)
+    rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    placed = (rows, rows, whole, whole, rows, rows)
+    arrays = (x, delta, scale, bias, dy, d_x)
+    everything = [jax.device_put(array, place) for array, place in zip(arrays, placed, strict=True)]
+    compiled = jax.jit(fused, in_shardings=placed).lower(*everything).compile()
+    program = compiled.as_text()
+    assert not re.search(r"all-gather|all-to-all|collective-permute", program)
+    assert "all-reduce" in program
+    got = compiled(*everything)
+    equal(got, both(ops._residual_norm, ops._norm_gradient, *arrays))
+    assert all(array.sharding.is_equivalent_to(rows, 3) for array in got[:4])
