@@ -141,7 +141,19 @@ norm_gelu.defvjp(_norm_gelu_forward, _norm_gelu_backward)
 def _norm_by_platform(plainly: Any, fused: Any, settings: tuple[Any, ...], *arrays: Array) -> Any:
     if not fused_norm.fits(*arrays):
         return plainly(*settings, *arrays)
-    return _by_platform(plainly, fused, settings, *arrays)
+
+    @jax.custom_batching.custom_vmap
+    def norm(*arrays: Array) -> tuple[Array, ...]:
+        return _by_platform(plainly, fused, settings, *arrays)
+
+    @norm.def_vmap
+    def vmapped(size: int, batched: list[bool], *arrays: Array) -> tuple[tuple[Array, ...], tuple[bool, ...]]:
+        """In plain operations: JAX has no batches of what is partitioned by hand."""
+        axes = [0 if axis else None for axis in batched]
+        results = jax.vmap(functools.partial(plainly, *settings), in_axes=axes)(*arrays)
+        return results, (True,) * len(results)
+
+    return norm(*arrays)
 
 
 def _norm(eps: float, dtype: Any, x: Array, scale: Array, bias: Array) -> tuple[Array]:

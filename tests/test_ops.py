@@ -1,5 +1,6 @@
 """Operations with gradients of their own against their definitions."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -72,6 +73,20 @@ def test_residual_norm_keeps_types() -> None:
     np.testing.assert_array_equal(dx.astype(jnp.bfloat16), d_delta)
 
 
+def test_norms_under_vmap() -> None:
+    random = np.random.default_rng(0)
+    x, delta, scale = (jnp.asarray(random.standard_normal(shape)) for shape in [(4, 3, 8), (4, 3, 8), (8,)])
+
+    def loss(x: jax.Array, delta: jax.Array) -> jax.Array:
+        total, y = ops.residual_norm(x, delta, scale, scale, 1e-5, jnp.float32)
+        return jnp.sum(jnp.square(total) * y)
+
+    gradient = jax.grad(loss, argnums=(0, 1))
+    expected = [gradient(*pair) for pair in zip(x, delta, strict=True)]
+    for got, rows in zip(jax.vmap(gradient)(x, delta), zip(*expected, strict=True), strict=True):
+        np.testing.assert_allclose(got, jnp.stack(rows), rtol=1e-5, atol=1e-6)
+
+
 def test_norm_gelu() -> None:
     random = np.random.default_rng(0)
     x, scale, bias = 3 + random.standard_normal((2, 7, 12)), *random.standard_normal((2, 12))
@@ -92,12 +107,15 @@ def test_norm_gelu_is_both_after_another(dtype: str) -> None:
     def after_another(*arrays: jax.Array) -> jax.Array:
         return ops.gelu(ops.layer_norm(*arrays, 1e-5, jnp.float32)).astype(dtype)
 
-    def both(function: Callable) -> list[jax.Array]:
-        y, gradient = jax.vjp(function, x, scale, bias)
+    def at_once(*arrays: jax.Array) -> jax.Array:
+        return ops.norm_gelu(*arrays, 1e-5, jnp.dtype(dtype))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def both(function: Callable, *arrays: jax.Array) -> list[jax.Array]:
+        y, gradient = jax.vjp(function, *arrays)
         return [y, *gradient(jnp.ones_like(y))]
 
-    at_once = both(lambda *arrays: ops.norm_gelu(*arrays, 1e-5, jnp.dtype(dtype)))
-    for a, b in zip(at_once, both(after_another), strict=True):
+    for a, b in zip(both(at_once, x, scale, bias), both(after_another, x, scale, bias), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
 
