@@ -71,7 +71,7 @@ class WavLMConfig:
     # How it is computed; ours, not Hugging Face's.
     dtype: str = "float32"  # of matrix products and convolutions; parameters stay float32
     matmul_precision: str = "highest"  # of float32 products: TPUs and recent GPUs round them otherwise
-    unroll: int = 1  # encoder layers a step of the scan
+    unroll: int = 0  # encoder layers in a round of their loop; 0: all on a GPU, one elsewhere
     remat: str = "none"  # "full": recompute each layer in the backward pass; "dots": keep its products
     attention: str = "auto"  # how attention is computed; "auto": see flax_wavlm.attention.choose
     # GroupNorm over a clip's own frames only. transformers norms over the padding too, so that a base
@@ -232,9 +232,14 @@ _POSITIVE = [
     "num_buckets",
     "mask_time_length",
     "mask_feature_length",
+]
+_NOT_NEGATIVE = [
+    "initializer_range",
+    "mask_time_min_masks",
+    "mask_feature_min_masks",
+    "pad_token_id",
     "unroll",
 ]
-_NOT_NEGATIVE = ["initializer_range", "mask_time_min_masks", "mask_feature_min_masks", "pad_token_id"]
 _PROBABILITIES = [
     "hidden_dropout",
     "activation_dropout",

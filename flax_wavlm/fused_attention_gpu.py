@@ -397,19 +397,22 @@ def _diagonal_kernel(
 ):
     """The gradient of one tile of the bias, summed along its diagonal of blocks, and over some clips."""
     diagonal = pl.program_id(0) - (kernels.count - 1)
-    first, tiles_of_clip = jnp.maximum(0, -diagonal), kernels.count - jnp.abs(diagonal)
     bias = bias_ref[...]
 
-    def step(index: Array, total: Array) -> Array:
-        clip, j = index // tiles_of_clip, first + index % tiles_of_clip
-        i, frames = j + diagonal, frames_ref[clip]
-        k, v = (kernels.load(ref, j, frames, clip) for ref in (k_ref, v_ref))
-        refs = (d_out_ref, gate_ref, log_sum_ref, mean_ref)
-        q = kernels.load(q_ref, i, frames, clip)
-        d_out, gate, log_sum, mean = (kernels.load(ref, i, frames, clip) for ref in refs)
-        valid = kernels.valid(j, frames)
-        _, d_scores = _transposed_tile(kernels, q, k, v, d_out, gate, log_sum, mean, bias, valid)
-        return total + gate[None, :] * d_scores
+    def add_clip(clip: Array, total: Array) -> Array:
+        frames = frames_ref[clip]
+        blocks = pl.cdiv(frames, kernels.block)
 
-    clips = q_ref.shape[0]
-    d_bias_ref[...] = jax.lax.fori_loop(0, clips * tiles_of_clip, step, jnp.zeros_like(bias))
+        def step(j: Array, total: Array) -> Array:
+            i = j + diagonal
+            k, v = (kernels.load(ref, j, frames, clip) for ref in (k_ref, v_ref))
+            refs = (q_ref, d_out_ref, gate_ref, log_sum_ref, mean_ref)
+            q, d_out, gate, log_sum, mean = (kernels.load(ref, i, frames, clip) for ref in refs)
+            valid = kernels.valid(j, frames)
+            _, d_scores = _transposed_tile(kernels, q, k, v, d_out, gate, log_sum, mean, bias, valid)
+            return total + gate[None, :] * d_scores
+
+        first, end = jnp.maximum(0, -diagonal), jnp.minimum(blocks, blocks - diagonal)
+        return jax.lax.fori_loop(first, end, step, total)
+
+    d_bias_ref[...] = jax.lax.fori_loop(0, q_ref.shape[0], add_clip, jnp.zeros_like(bias))

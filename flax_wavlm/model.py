@@ -319,7 +319,12 @@ class EncoderLayer(nnx.Module):
         self.feed_forward = FeedForward(config, rngs)
         self.final_norm = LayerNorm(config.hidden_size, config.layer_norm_eps, rngs, dtype)
 
-    def __call__(self, x: Array, attend: attention.Attend, key: Array | None) -> Array:
+    def __call__(
+        self, x: Array, delta: Array | None, attend: attention.Attend, key: Array | None
+    ) -> tuple[Array, Array | None]:
+        """[B, T, D] -> the same. Where norms come first, the layer's input is the sum x + delta, and its output
+        is such a pair too: the next norm adds them, without a pass over memory for the sum alone.
+        """
         rate = self.config.hidden_dropout
         keys = [None] * 4 if key is None else list(jax.random.split(key, 4))
 
@@ -329,11 +334,12 @@ class EncoderLayer(nnx.Module):
         def feed(x: Array) -> Array:
             return dropout(self.feed_forward(x, keys[2]), rate, keys[3])
 
-        if self.config.do_stable_layer_norm:
-            x, y = self.final_norm.after(x, mix(self.attention_norm(x)))
-            return x + feed(y)
-        x = self.attention_norm(x + mix(x))
-        return self.final_norm(x + feed(x))
+        if delta is None:
+            x = self.attention_norm(x + mix(x))
+            return self.final_norm(x + feed(x)), None
+        x, y = self.attention_norm.after(x, delta)
+        x, y = self.final_norm.after(x, mix(y))
+        return x, feed(y)
 
 
 def stack_layers(config: WavLMConfig, rngs: nnx.Rngs) -> EncoderLayer:
@@ -351,6 +357,12 @@ def cast_kernels(params: Params, dtype: str) -> Params:
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.astype(dtype) if path[-1].key == "kernel" else leaf, params
     )
+
+
+def total(stream: tuple[Array, Array | None]) -> Array:
+    """The state that a pair of `EncoderLayer` stands for."""
+    x, delta = stream
+    return x if delta is None else x + delta
 
 
 class Encoder(nnx.Module):
@@ -387,18 +399,20 @@ class Encoder(nnx.Module):
         graphdef, stacked = split(self.layers)
         stacked = cast_kernels(stacked, config.dtype)
 
-        def body(x: Array, layer: tuple[Params, Array, Array | None]) -> tuple[Array, Array | None]:
+        Stream = tuple[Array, Array | None]  # of a residual stream the sum is the state, see EncoderLayer
+
+        def body(stream: Stream, layer: tuple[Params, Array, Array | None]) -> tuple[Stream, Array | None]:
             params, index, key = layer
             if key is None:
-                y = merge(graphdef, params)(x, attend, None)
+                new = merge(graphdef, params)(*stream, attend, None)
             else:
                 # LayerDrop (Fan et al. 2019): a dropped layer is skipped, and layer 0 never is, since the
                 # reference's makes the position bias.
                 drop_key, key = jax.random.split(key)
-                y = merge(graphdef, params)(x, attend, key)
+                new = merge(graphdef, params)(*stream, attend, key)
                 keep = (jax.random.uniform(drop_key) >= config.layerdrop) | (index == 0)
-                y = jnp.where(keep, y, x)
-            return y, y if with_states else None
+                new = jax.tree.map(lambda new, old: jnp.where(keep, new, old), new, stream)
+            return new, total(new) if with_states else None
 
         if config.remat != "none":
             policy = (
@@ -406,14 +420,26 @@ class Encoder(nnx.Module):
             )
             body = jax.checkpoint(body, policy=policy, prevent_cse=False)
         first = x
-        x, states = jax.lax.scan(
-            body, x, (stacked, jnp.arange(count), keys), unroll=min(config.unroll, count)
+        delta = jnp.zeros(x.shape, config.dtype) if config.do_stable_layer_norm else None
+        (x, delta), states = jax.lax.scan(
+            body, (x, delta), (stacked, jnp.arange(count), keys), unroll=self.unroll()
         )
-        if config.do_stable_layer_norm:
-            x = self.norm(x)
+        if delta is not None:
+            _, x = self.norm.after(x, delta)
         if states is not None:
             states = jnp.concatenate([first[None], states])[:, :, :time]  # [L + 1, B, T, D]
         return x[:, :time], states
+
+    def unroll(self) -> int:
+        """Layers in a round of the loop over them.
+
+        On a GPU all: what a loop copies into and out of stacked arrays takes longer there than the products'
+        margins allow.
+        """
+        count = self.config.num_hidden_layers
+        if self.config.unroll == 0:
+            return count if jax.default_backend() == "gpu" else 1
+        return min(self.config.unroll, count)
 
     def position_table(self, time: int) -> Array:
         """The bias of each head before gating, by distance key - query: [H, 2T - 1]."""

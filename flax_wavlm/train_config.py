@@ -45,7 +45,7 @@ class ModelSettings:
     matmul_precision: str = "highest"  # of float32 products; "default" lets TPUs and GPUs round
     freeze_feature_encoder: bool = True
     remat: str = "none"  # "full" or "dots": less memory, more time
-    unroll: int = 1  # encoder layers a step of the scan
+    unroll: int = 0  # encoder layers in a round of their loop; 0: all on a GPU, one elsewhere
     attention: str = "auto"  # or "xla", "cudnn", "pallas", which may need attention_dropout = 0 below
     overrides: Overrides = field(default_factory=Overrides)
 
