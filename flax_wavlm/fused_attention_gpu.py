@@ -34,10 +34,10 @@ class Bias(NamedTuple):
     queries_first: Array  # the same, queries as rows
 
 
-def prepare_bias(table: Array, dtype: Any) -> Bias:
-    """From the table by distance [H, 2T - 1], for q, k and v of that type."""
-    block = 64 if jnp.dtype(dtype) == jnp.bfloat16 else 32  # as registers allow
-    keys_first = tiles(table, block)
+def prepare_bias(table: Array, dtype: Any, *, block: int | None = None) -> Bias:
+    """From the table by distance [H, 2T - 1], for q, k and v of that type, in blocks that suit it."""
+    fitting = 64 if jnp.dtype(dtype) == jnp.bfloat16 else 32  # as registers allow
+    keys_first = tiles(table, block or fitting)
     # Of a Toeplitz matrix the transposed one is the one read backwards, from its last row and column.
     return Bias(keys_first, jax.lax.stop_gradient(keys_first)[:, :, ::-1, ::-1])
 
