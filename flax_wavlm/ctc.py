@@ -125,8 +125,10 @@ def _forward_by_scan(emission: Array, may_skip: Array) -> tuple[Array, Array]:
     def advance(log_alpha: Array, now: Array) -> tuple[Array, tuple[Array, Array]]:
         one = jnp.pad(log_alpha[:, :-1], ((0, 0), (1, 0)), constant_values=LOG_ZERO)
         two = jnp.pad(log_alpha[:, :-2], ((0, 0), (2, 0)), constant_values=LOG_ZERO)
-        ways = jnp.stack([log_alpha, one, jnp.where(may_skip, two, LOG_ZERO)])
-        log_alpha = jax.nn.logsumexp(ways, axis=0) + now
+        two = jnp.where(may_skip, two, LOG_ZERO)
+        highest = jnp.maximum(jnp.maximum(log_alpha, one), two)
+        total = jnp.exp(log_alpha - highest) + jnp.exp(one - highest) + jnp.exp(two - highest)
+        log_alpha = highest + jnp.log(total) + now
         largest = jnp.max(log_alpha, axis=1)
         log_alpha = log_alpha - largest[:, None]  # else sums over hundreds of frames lose digits
         return log_alpha, (log_alpha, largest)
