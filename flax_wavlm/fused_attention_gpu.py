@@ -91,7 +91,7 @@ class _How(NamedTuple):
 
 # The multipliers and shifts of MurmurHash3's last step, `fmix32` (Appleby 2011, public domain).
 MIX = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)
-STRIDE = np.uint32(0x9E3779B9)  # 2^32 over the golden ratio: how Steele, Lea and Flood 2014 space out counters
+STRIDE = np.uint32(0x9E3779B9)  # 2^32 over the golden ratio, as counters are spaced by Steele et al. 2014
 
 
 def kept(seed: Array, batch: int, heads: int, time: int, rate: float) -> Array:
@@ -296,9 +296,8 @@ def _backward(
     kernels = _Kernels(how, qkv, keys_first)
     # What softmax's gradient takes off each query's: sum over s of weight * d weight, dropped or not. As all
     # gradients in the kernels it lacks the scale of dropout.
-    mean = jnp.sum(out.astype(gate.dtype) * d_out.astype(gate.dtype), axis=-1).swapaxes(1, 2)
-    if how.dropped:
-        mean = mean / kernels.scale
+    mean = out.astype(gate.dtype) * d_out.astype(gate.dtype)
+    mean = jnp.sum(mean / kernels.scale if how.dropped else mean, axis=-1).swapaxes(1, 2)
     like_qkv = jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)
     every = kernels.all_queries
     d_qkv = kernels.call(
