@@ -42,7 +42,7 @@ def part(name: str) -> str:
     # A loop's slices of stacked arrays; copies and zeros of the compiler's own have no name.
     if re.search(r"dynamic_(update_)?index_in_dim|dynamic_(update_)?slice", name) or not name:
         return "moving and filling arrays"
-    return "layer norms, residuals, LayerDrop" if "while/body" in name else "rest"
+    return "layer norms, residuals, LayerDrop" if re.search(r"while/body|eval_jaxpr", name) else "rest"
 
 
 def op_names(hlo: str) -> dict[str, str]:
@@ -57,10 +57,13 @@ def _plain(name: str) -> str:
     return re.sub(r"[.\-]", "_", name)
 
 
-# Kernels of libraries on a GPU. Inside of a CUDA graph nothing tells which operation they belong to.
-LIBRARIES = {
+# Kernels on a GPU that XLA did not make. Inside of a CUDA graph nothing tells which operation they belong to.
+KERNELS = {
     r"nvjet|gemm|cutlass": "matrix products by cuBLAS, of any part",
     r"sdpa|fmha|matmul_dq|compute_dot_do_o": "attention by cuDNN",
+    r"^attention_(forward|backward)": "attention by our kernels",
+    r"^(layer|residual)_norm": "layer norms, residuals, LayerDrop",
+    r"^ctc_forward": "ctc_loss",
     r"memcpy|memset": "moving and filling arrays",
 }
 
@@ -91,7 +94,7 @@ def _where(operation: str, kernel: str, names: dict[str, str]) -> str:
         return part(names.get(operation, ""))
     if _plain(kernel) in names:
         return part(names[_plain(kernel)])
-    found = (name for pattern, name in LIBRARIES.items() if re.search(pattern, kernel, re.IGNORECASE))
+    found = (name for pattern, name in KERNELS.items() if re.search(pattern, kernel, re.IGNORECASE))
     return next(found, "rest")
 
 

@@ -55,7 +55,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--recipe", action="store_true", help="dropouts, LayerDrop, SpecAugment as released")
     parser.add_argument("--keep_features", action="store_true", help="data.cache_features, ours only")
     parser.add_argument("--attention", help="WavLMConfig.attention, ours only")
-    parser.add_argument("--unroll", type=int, default=1, help="WavLMConfig.unroll, ours only")
+    parser.add_argument("--unroll", type=int, default=0, help="WavLMConfig.unroll, ours only")
     parser.add_argument("--blocks", type=int, default=5, help="pairs of them")
     parser.add_argument("--steps", type=int, default=30, help="in a block")
     return parser
@@ -148,7 +148,7 @@ def compare(
     flops = workload.step_flops(chosen, options.batch, options.seconds)["total"]
     job = f"{options.size}, {options.batch} x {options.seconds:g} s, {options.dtype}"
     job += f", {options.layers} layers" if options.layers else ""
-    job += f", unrolled by {options.unroll}" if options.unroll > 1 else ""
+    job += f", unrolled by {options.unroll}" if options.unroll else ""
     job += f", attention {options.attention}" if options.attention else ""
     job += ", recipe" if options.recipe else ""
     job += ", features kept" if options.keep_features else ""

@@ -1,6 +1,6 @@
-"""Fused attention with WavLM's gated bias computed inside of the kernels, forward and backward.
+"""Fused attention with WavLM's gated bias computed inside of the kernels, forward and backward, for TPUs.
 
-Letters of shapes as in attention.py, which says when it runs.
+Letters of shapes as in attention.py, which says when it runs; fused_attention_gpu.py is that for GPUs.
 
 Flash attention (Dao et al. 2022): scores are made a tile at a time, the softmax is carried along the keys
 by its running maximum and sum, and the backward pass makes each tile again from the saved log of the sum.
@@ -23,11 +23,12 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.experimental.pallas import triton as plgpu
 
 from flax_wavlm import sharding
 
 Array = jax.Array
+
+BLOCK = 128  # frames a tile, the lanes of a TPU's registers
 
 
 def attention(
@@ -49,7 +50,7 @@ def attention(
         table: [H, 2T - 1] float32, by distance.
         frames: [B] int32, each row's valid keys; a row without any attends to its first.
         exact: products of float32 are not rounded to fewer bits.
-        block: frames a tile; by default what fits the platform.
+        block: frames a tile; by default what fits a TPU.
     Returns: [B, T, H, K]. Differentiable in all arguments but `frames`.
     """
     frames = jnp.clip(frames, 1, q.shape[1]).astype(jnp.int32)
@@ -84,32 +85,23 @@ class _How(NamedTuple):
 
     exact: bool
     block: int
-    batch_in_program: bool  # else the programs of a batch follow one another, and may add to one output
     options: Callable[[int], dict[str, Any]]  # of pl.pallas_call, for so many independent axes of the grid
 
 
 def _by_platform(function: Callable, exact: bool, block: int | None, *arrays: Array) -> Any:
-    """Runs `function(how, *arrays)` as the platform that it is compiled for wants it: the only such place."""
+    """Runs `function(how, *arrays)`: on a CPU, for tests, interpreted."""
 
     def mosaic(independent: int) -> dict[str, Any]:
         semantics = [pltpu.PARALLEL] * independent + [pltpu.ARBITRARY] * (3 - independent)
         return {"compiler_params": pltpu.CompilerParams(dimension_semantics=semantics)}
 
-    def triton(independent: int) -> dict[str, Any]:
-        return {"compiler_params": plgpu.CompilerParams(num_warps=4, num_stages=2)}
-
     def interpreted(independent: int) -> dict[str, Any]:
         return {"interpret": True}
 
-    def under(default_block: int, batch_in_program: bool, options: Callable) -> Callable:
-        return functools.partial(function, _How(exact, block or default_block, batch_in_program, options))
+    def under(options: Callable) -> Callable:
+        return functools.partial(function, _How(exact, block or BLOCK, options))
 
-    return jax.lax.platform_dependent(
-        *arrays,
-        cpu=under(128, False, interpreted),
-        tpu=under(128, False, mosaic),
-        cuda=under(64 if arrays[0].dtype == jnp.bfloat16 else 32, True, triton),  # as registers allow
-    )
+    return jax.lax.platform_dependent(*arrays, cpu=under(interpreted), tpu=under(mosaic))
 
 
 def _forward(
@@ -184,16 +176,15 @@ def _backward(
     )(q, k, v, d_out, gate, log_sum, mean, bias, frames)
 
     batch, heads = q.shape[:2]
-    rows = batch if how.batch_in_program else 1
-    many = pl.BlockSpec((rows, None, *q.shape[2:]), lambda h, d, b: (b, h, 0, 0))
-    many_queries = pl.BlockSpec((rows, None, 1, q.shape[2]), lambda h, d, b: (b, h, 0, 0))
+    rows = pl.BlockSpec((None, None, *q.shape[2:]), lambda h, d, b: (b, h, 0, 0))
+    queries = pl.BlockSpec((None, None, 1, q.shape[2]), lambda h, d, b: (b, h, 0, 0))
     tile = pl.BlockSpec((None, None, how.block, how.block), lambda h, d, b: (h, d, 0, 0))
     d_bias = pl.pallas_call(
         functools.partial(_diagonal_kernel, how),
-        grid=(heads, bias.shape[1], batch // rows),
+        grid=(heads, bias.shape[1], batch),
         in_specs=[
-            *(many, many, many, many, many_queries, many_queries, many_queries, tile),
-            pl.BlockSpec((rows, 1, 1), lambda h, d, b: (b, 0, 0)),
+            *(rows, rows, rows, rows, queries, queries, queries, tile),
+            pl.BlockSpec((None, 1, 1), lambda h, d, b: (b, 0, 0)),
         ],
         out_specs=tile,
         out_shape=jax.ShapeDtypeStruct(bias.shape, bias.dtype),
@@ -403,27 +394,20 @@ def _diagonal_kernel(
     d_bias_ref,
 ):
     """The gradient of one tile of the bias: along its diagonal of blocks, and over clips."""
-    diagonal, count = pl.program_id(1) - (q_ref.shape[1] // how.block - 1), q_ref.shape[1] // how.block
-    bias = bias_ref[...]
+    count = q_ref.shape[0] // how.block
+    diagonal = pl.program_id(1) - (count - 1)
+    bias, frames = bias_ref[...], frames_ref[...]
 
-    def clip(b: Array, total: Array) -> Array:
-        def step(j: Array, total: Array) -> Array:
-            i = j + diagonal
-            queries, keys = pl.ds(i * how.block, how.block), pl.ds(j * how.block, how.block)
-            gate = gate_ref[b, :, queries]
-            scores = _scores(how, q_ref[b, queries, :], k_ref[b, keys, :], gate, bias, frames_ref[b], j)
-            _, d_scores = _weights_and_gradient(
-                how,
-                scores,
-                v_ref[b, keys, :],
-                d_out_ref[b, queries, :],
-                log_sum_ref[b, :, queries],
-                mean_ref[b, :, queries],
-            )
-            return total + gate * d_scores
+    def step(j: Array, total: Array) -> Array:
+        queries, keys = pl.ds((j + diagonal) * how.block, how.block), pl.ds(j * how.block, how.block)
+        gate = gate_ref[:, queries]
+        scores = _scores(how, q_ref[queries, :], k_ref[keys, :], gate, bias, frames, j)
+        _, d_scores = _weights_and_gradient(
+            how, scores, v_ref[keys, :], d_out_ref[queries, :], log_sum_ref[:, queries], mean_ref[:, queries]
+        )
+        return total + gate * d_scores
 
-        return jax.lax.fori_loop(jnp.maximum(0, -diagonal), jnp.minimum(count, count - diagonal), step, total)
-
-    total = jax.lax.fori_loop(0, q_ref.shape[0], clip, jnp.zeros_like(bias))
-    # On a TPU the programs of a batch follow one another, and the output stays where it is meanwhile.
+    first, end = jnp.maximum(0, -diagonal), jnp.minimum(count, count - diagonal)
+    total = jax.lax.fori_loop(first, end, step, jnp.zeros_like(bias))
+    # The programs of a batch follow one another, and the output stays where it is meanwhile.
     d_bias_ref[...] = jnp.where(pl.program_id(2) == 0, total, d_bias_ref[...] + total)

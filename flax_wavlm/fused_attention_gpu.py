@@ -39,10 +39,10 @@ class Bias(NamedTuple):
     queries_first: Array  # the same, queries as rows
 
 
-def prepare_bias(table: Array, dtype: Any) -> Bias:
-    """From the table by distance [H, 2T - 1], for q, k and v of that type."""
-    block = 64 if jnp.dtype(dtype) == jnp.bfloat16 else 32  # as registers allow
-    keys_first = tiles(table, block)
+def prepare_bias(table: Array, dtype: Any, *, block: int | None = None) -> Bias:
+    """From the table by distance [H, 2T - 1], for q, k and v of that type, in blocks that suit it."""
+    fitting = 64 if jnp.dtype(dtype) == jnp.bfloat16 else 32  # as registers allow
+    keys_first = tiles(table, block or fitting)
     # Of a Toeplitz matrix the transposed one is the one read backwards, from its last row and column.
     return Bias(keys_first, jax.lax.stop_gradient(keys_first)[:, :, ::-1, ::-1])
 
@@ -141,12 +141,12 @@ def _attention(how: _How, *arrays: Array) -> Array:
 
 def _attention_forward(how: _How, *arrays: Array) -> tuple[Array, tuple[Array, ...]]:
     out, log_sum = sharding.by_rows(functools.partial(_forward, how), whole=(2, 3))(*arrays)
-    return out, (out, log_sum, *arrays)
+    return out, (*arrays[:5], out, log_sum, *arrays[5:])
 
 
 def _attention_backward(how: _How, saved: tuple[Array, ...], d_out: Array) -> tuple[Array | None, ...]:
-    function = sharding.by_rows(functools.partial(_backward, how), whole=(5, 6), summed=(2,))
-    d_qkv, d_gate, d_bias = function(d_out, *saved)
+    function = sharding.by_rows(functools.partial(_backward, how), whole=(2, 3), summed=(2,))
+    d_qkv, d_gate, d_bias = function(*saved[:7], d_out, *saved[7:])
     return d_qkv, d_gate, d_bias, *[None] * (len(saved) - 5)
 
 
@@ -260,10 +260,14 @@ def _words_of(ref: Any, *clip: Array) -> tuple[Array, Array] | None:
 
 
 def _forward(
-    how: _How, qkv: Array, gate: Array, _: Array, bias: Array, frames: Array, words: Array | None = None
+    how: _How, qkv: Array, gate: Array, _: Array, bias: Array, frames: Array, *dropout: Array
 ) -> tuple[Array, Array]:
-    """The output [B, T, H, K], and the logarithm to base 2 of each query's sum of exponentials [B, H, T]."""
+    """The output [B, T, H, K], and the logarithm to base 2 of each query's sum of exponentials [B, H, T].
+
+    `dropout`: the words of every clip and head, or nothing.
+    """
     kernels = _Kernels(how, qkv, bias)
+    words = dropout[0] if dropout else None
     return kernels.call(
         _forward_kernel,
         "attention_forward",
@@ -282,18 +286,19 @@ def _forward(
 
 def _backward(
     how: _How,
-    d_out: Array,
-    out: Array,
-    log_sum: Array,
     qkv: Array,
     gate: Array,
     keys_first: Array,
     queries_first: Array,
     frames: Array,
-    words: Array | None = None,
+    out: Array,
+    log_sum: Array,
+    d_out: Array,
+    *dropout: Array,
 ) -> tuple[Array, Array, Array]:
     """The gradients of qkv, gate and the bias."""
     kernels = _Kernels(how, qkv, keys_first)
+    words = dropout[0] if dropout else None
     # What softmax's gradient takes off each query's: sum over s of weight * d weight, dropped or not. As all
     # gradients in the kernels it lacks the scale of dropout.
     mean = out.astype(gate.dtype) * d_out.astype(gate.dtype)

@@ -322,8 +322,8 @@ class EncoderLayer(nnx.Module):
     def __call__(
         self, x: Array, delta: Array | None, attend: attention.Attend, key: Array | None
     ) -> tuple[Array, Array | None]:
-        """[B, T, D] -> the same. Where norms come first, the layer's input is the sum x + delta, and its output
-        is such a pair too: the next norm adds them, without a pass over memory for the sum alone.
+        """[B, T, D] -> [B, T, D]. Where norms come first, input and output are pairs whose sum is the state:
+        the next norm adds them, without a pass over memory for the sum alone.
         """
         rate = self.config.hidden_dropout
         keys = [None] * 4 if key is None else list(jax.random.split(key, 4))

@@ -80,13 +80,10 @@ def by_pallas(*arrays: jax.Array, frames: Any, block: int | None = None) -> jax.
     return fused_attention.attention(*arrays, jnp.asarray(frames), block=block)
 
 
-def by_gpu_kernels(*arrays: jax.Array, frames: Any, block: int | None = None, **how: Any) -> jax.Array:
+def by_pallas_gpu(*arrays: jax.Array, frames: Any, block: int | None = None, **how: Any) -> jax.Array:
     """The kernels for GPUs, interpreted unless said otherwise."""
     q, k, v, gate, table = arrays
-    bias = fused_attention_gpu.prepare_bias(table, q.dtype)
-    if block is not None:
-        tiles = fused_attention.tiles(table, block)
-        bias = fused_attention_gpu.Bias(tiles, tiles[:, :, ::-1, ::-1])
+    bias = fused_attention_gpu.prepare_bias(table, q.dtype, block=block)
     how = {"interpret": True} | how
     return fused_attention_gpu.attention(jnp.stack([q, k, v], axis=2), gate, bias, jnp.asarray(frames), **how)
 
@@ -103,14 +100,16 @@ def plain_with_gpu_dropout(*arrays: jax.Array, frames: Any, rate: float, seed: j
 def output_and_gradients(function: Callable, arrays: Arrays, frames: Any) -> list[np.ndarray]:
     """The output, and the gradients of a random sum of it in q, k, v, gate and table; float32 or wider.
 
-    Scaled so that an attention weight's gradient, as the weight's score, is of size 1.
+    Of valid queries: what comes out for the others, nothing looks at. Scaled so that an attention weight's
+    gradient, as the weight's score, is of size 1.
     """
     weight = np.random.default_rng(1).normal(size=arrays[0].shape) / math.sqrt(arrays[0].shape[-1])
+    valid = (np.arange(weight.shape[1]) < np.asarray(frames)[:, None])[:, :, None, None]
     wide = jnp.promote_types(arrays[0].dtype, jnp.float32)
 
     @functools.partial(jax.value_and_grad, argnums=range(5), has_aux=True)
     def loss(*arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
-        out = function(*arrays, frames=frames)
+        out = jnp.where(valid, function(*arrays, frames=frames), 0)
         return jnp.sum(out.astype(wide) * weight.astype(wide)), out
 
     (_, out), gradients = jax.jit(loss)(*arrays)
@@ -151,7 +150,7 @@ every = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.parametrize("name", ["xla", "xla on one device", "cudnn", "pallas"])
+@pytest.mark.parametrize("name", ["xla", "xla on one device", "cudnn", "pallas", "pallas on a GPU"])
 @every
 def test_equals_the_definition(
     name: str,
@@ -163,10 +162,15 @@ def test_equals_the_definition(
     """For cuDNN it is odd T, padding, and the bias's gradient that are tested; its kernel needs a GPU."""
     *sizes, block = shape
     arrays = inputs(*sizes)
-    pallas = functools.partial(by_pallas, block=block)
     if name == "xla on one device":  # some gradients are summed otherwise there
         monkeypatch.setattr(jax, "device_count", lambda: 1)
-    function = {"xla": by_xla, "cudnn": by_cudnn, "pallas": pallas}[name.split()[0]]
+    function = {
+        "xla": by_xla,
+        "xla on one device": by_xla,
+        "cudnn": by_cudnn,
+        "pallas": functools.partial(by_pallas, block=block),
+        "pallas on a GPU": functools.partial(by_pallas_gpu, block=block),
+    }[name]
     got = output_and_gradients(function, arrays, frames)
     expected = exactly(tuple(frames), *sizes)
     for what, x, y in zip(("out", *ARGUMENTS), got, expected, strict=True):
@@ -208,7 +212,7 @@ def test_dropout_in_the_gpu_kernels(shape: tuple, frames: list[int], rate: float
     """As the definition with the same weights dropped, whatever the block is, and so in both layouts."""
     *sizes, block = shape
     arrays = inputs(*sizes)
-    function = functools.partial(by_gpu_kernels, rate=rate, seed=jnp.asarray(SEED), block=block)
+    function = functools.partial(by_pallas_gpu, rate=rate, seed=jnp.asarray(SEED), block=block)
     got = output_and_gradients(function, arrays, frames)
     with jax.enable_x64(True):
         exact = [x.astype(jnp.float64) for x in arrays]
@@ -228,7 +232,7 @@ def test_dropout_in_the_gpu_kernels_in_bfloat16() -> None:
     definition = functools.partial(plain_with_gpu_dropout, **how)
     expected = output_and_gradients(definition, exact, frames)
     usual = output_and_gradients(definition, rounded, frames)
-    got = output_and_gradients(functools.partial(by_gpu_kernels, block=16, **how), rounded, frames)
+    got = output_and_gradients(functools.partial(by_pallas_gpu, block=16, **how), rounded, frames)
     for name, x, y, z in zip(("out", *ARGUMENTS), got, usual, expected, strict=True):
         error, allowed = (np.sqrt(np.mean(np.square(a - z))) for a in (x, y))
         assert error <= 2 * allowed, name
@@ -238,7 +242,7 @@ def test_gpu_kernels_where_nothing_or_everything_is_dropped() -> None:
     arrays, frames, seed = inputs(2, 11, 2, 16), [11, 4], jnp.asarray(SEED)
 
     def result(**how: Any) -> list[np.ndarray]:
-        return output_and_gradients(functools.partial(by_gpu_kernels, block=8, **how), arrays, frames)
+        return output_and_gradients(functools.partial(by_pallas_gpu, block=8, **how), arrays, frames)
 
     expected = result()
     for how in ({"rate": 0.0, "seed": seed}, {"rate": 0.3}):
@@ -247,7 +251,7 @@ def test_gpu_kernels_where_nothing_or_everything_is_dropped() -> None:
     assert not any(x.any() for x in result(rate=1.0, seed=seed))
 
     def kernels(**how: Any) -> str:
-        call = functools.partial(by_gpu_kernels, frames=jnp.asarray(frames), block=8, **how)
+        call = functools.partial(by_pallas_gpu, frames=jnp.asarray(frames), block=8, **how)
         return str(jax.make_jaxpr(jax.grad(lambda *arrays: jnp.sum(call(*arrays))))(*arrays))
 
     assert kernels(rate=0.0, seed=seed) == kernels()
@@ -315,7 +319,7 @@ def test_layers_on_a_gpu_get_their_dropout(kind: str, monkeypatch: pytest.Monkey
         np.testing.assert_allclose(out, expected, rtol=SIMPLE, atol=SIMPLE)
 
 
-@pytest.mark.parametrize("function", [by_xla, by_pallas, by_cudnn])
+@pytest.mark.parametrize("function", [by_xla, by_pallas, by_pallas_gpu, by_cudnn])
 def test_bfloat16(function: Callable) -> None:
     """Against the plain one in float32: no further from it than twice the plain one in bfloat16."""
     frames = [37, 20, 1]
@@ -332,13 +336,14 @@ def test_bfloat16(function: Callable) -> None:
         assert error <= 2 * allowed + bias, name
 
 
-def test_padding_is_not_seen() -> None:
+@pytest.mark.parametrize("function", [by_pallas, by_pallas_gpu])
+def test_padding_is_not_seen(function: Callable) -> None:
     """What stands in padded frames changes nothing, and gets no gradient."""
     frames = [11, 4]
     arrays = inputs(2, 11, 2, 8)
     padding = (jnp.arange(11) >= jnp.asarray(frames)[:, None])[:, :, None, None]
     other = [arrays[0], *(jnp.where(padding, 50.0, x) for x in arrays[1:3]), *arrays[3:]]
-    function = functools.partial(by_pallas, block=8)
+    function = functools.partial(function, block=8)
     got, expected = (output_and_gradients(function, x, frames) for x in (other, arrays))
     for x, y in zip(got, expected, strict=True):
         np.testing.assert_array_equal(x, y)
@@ -347,7 +352,9 @@ def test_padding_is_not_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    "function", [functools.partial(by_pallas, block=8), by_cudnn], ids=["pallas", "cudnn"]
+    "function",
+    [functools.partial(by_pallas, block=8), functools.partial(by_pallas_gpu, block=8), by_cudnn],
+    ids=["pallas", "pallas on a GPU", "cudnn"],
 )
 def test_a_row_without_frames_is_finite_and_alone(function: Callable) -> None:
     arrays = inputs(2, 11, 2, 8)
@@ -430,20 +437,22 @@ def test_attention_dropout_is_never_left_out(large_reference: Reference) -> None
 
 
 @pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
-def test_sharded_over_devices() -> None:
+@pytest.mark.parametrize("function", [by_pallas, by_pallas_gpu])
+def test_sharded_over_devices(function: Callable) -> None:
     """Each device runs the kernel on its own rows: nothing of a batch's size is gathered."""
     arrays, frames = inputs(16, 19, 2, 8), np.arange(16) + 3
-    weight = np.random.default_rng(2).normal(size=arrays[0].shape).astype(np.float32)
+    weight = np.random.default_rng(2).random(size=arrays[0].shape).astype(np.float32)
+    weight[np.arange(19) >= frames[:, None]] = 0
 
     def loss(function: Callable, *arrays: jax.Array) -> jax.Array:
         *arguments, frames = arrays
-        return jnp.sum(function(*arguments, frames=frames) * weight)
+        return jnp.sum(jnp.square(function(*arguments, frames=frames)) * weight)
 
     mesh = sharding.make_mesh(fsdp=2)
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     placed = (rows, rows, rows, rows, whole, rows)
     everything = [jax.device_put(x, place) for x, place in zip((*arrays, frames), placed, strict=True)]
-    fused = jax.value_and_grad(functools.partial(loss, functools.partial(by_pallas, block=8)), range(5))
+    fused = jax.value_and_grad(functools.partial(loss, functools.partial(function, block=8)), range(5))
     compiled = jax.jit(fused, in_shardings=placed).lower(*everything).compile()
     program = compiled.as_text()
     assert not re.search(r"all-gather|all-to-all|collective-permute", program)
@@ -465,7 +474,7 @@ def test_dropout_does_not_depend_on_the_devices() -> None:
     weight = np.random.default_rng(2).normal(size=arrays[0].shape).astype(np.float32)
 
     def loss(frames: jax.Array, seed: jax.Array, *arrays: jax.Array) -> jax.Array:
-        return jnp.sum(by_gpu_kernels(*arrays, frames=frames, block=8, rate=0.3, seed=seed) * weight)
+        return jnp.sum(by_pallas_gpu(*arrays, frames=frames, block=8, rate=0.3, seed=seed) * weight)
 
     gradient = jax.value_and_grad(loss, argnums=range(2, 7))
     mesh = sharding.make_mesh(fsdp=2)
@@ -545,17 +554,19 @@ def layer_inputs(batch: int, time: int, heads: int, size: int, dtype: Any = jnp.
 
 
 @pytest.mark.parametrize("time", [517, 1500])
-def test_nothing_is_frames_by_frames(time: int) -> None:
+@pytest.mark.parametrize("fused", [by_pallas, by_pallas_gpu])
+def test_nothing_is_frames_by_frames(time: int, fused: Callable) -> None:
     def squares(function: Callable) -> list[tuple[int, ...]]:
         jaxpr = jax.make_jaxpr(layer_gradient(function))(*layer_inputs(2, time, 3, 64))
         long = [[size for size in shape if size >= time] for shape in shapes_in(jaxpr.jaxpr)]
         return [tuple(sizes) for sizes in long if len(sizes) > 1]
 
-    assert not squares(by_pallas)
+    assert not squares(fused)
     assert squares(plain)  # the walk can see them
     # Inside: kernels, and loops over them.
-    inner = list(shapes_in(jax.make_jaxpr(layer_gradient(by_pallas))(*layer_inputs(2, time, 3, 64)).jaxpr))
-    assert (128, 128) in inner
+    inner = list(shapes_in(jax.make_jaxpr(layer_gradient(fused))(*layer_inputs(2, time, 3, 64)).jaxpr))
+    block = 128 if fused is by_pallas else 32
+    assert (block, block) in inner
 
 
 def test_model_with_pallas_holds_no_bias() -> None:
@@ -623,23 +634,28 @@ def test_lowers_for_tpu(time: int, dtype: Any) -> None:
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("time", [199, 2999])
 def test_lowers_for_cuda(time: int, dtype: Any) -> None:
-    """To Triton; the same kernels."""
+    """Forward and backward: one kernel, and three more."""
+
+    def fused(*arrays: jax.Array, frames: jax.Array) -> jax.Array:
+        q, k, v, gate, table = arrays
+        bias = fused_attention_gpu.prepare_bias(table, q.dtype)
+        return fused_attention_gpu.attention(jnp.stack([q, k, v], axis=2), gate, bias, frames)
+
     triton = "__gpu$xla.gpu.triton"
     exported = jax.export.export(
-        jax.jit(layer_gradient(by_pallas)),
+        jax.jit(layer_gradient(fused)),
         platforms=["cuda"],
         disabled_checks=[jax.export.DisabledSafetyCheck.custom_call(triton)],
     )(*layer_inputs(2, time, 16, 64, dtype))
     assert exported.mlir_module().count(f"@{triton}") == 4
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.1])
-def test_gpu_kernels_lower_for_cuda(rate: float) -> None:
+def test_dropout_lowers_for_cuda() -> None:
     triton = "__gpu$xla.gpu.triton"
 
     def dropped(*arrays: jax.Array, frames: jax.Array) -> jax.Array:
         seed = jnp.asarray(SEED)
-        return by_gpu_kernels(*arrays, frames=frames, rate=rate, seed=seed, interpret=False)
+        return by_pallas_gpu(*arrays, frames=frames, rate=0.1, seed=seed, interpret=False)
 
     exported = jax.export.export(
         jax.jit(layer_gradient(dropped)),

@@ -269,7 +269,7 @@ def test_model_overrides() -> None:
         "dtype": "float32",
         "matmul_precision": "highest",
         "remat": "dots",
-        "unroll": 1,
+        "unroll": 0,
         "attention": "auto",
     }
     assert WavLMConfig().replace(**overrides).remat == "dots"

@@ -199,7 +199,7 @@ BAD_VALUES: list[tuple[dict[str, Any], str, str, str]] = [
     ({"matmul_precision": "best"}, "matmul_precision", "'best'", "default, high, highest"),
     ({"remat": "all"}, "remat", "'all'", "none, dots, full"),
     ({"attention": "flash"}, "attention", "'flash'", "auto, xla, cudnn, pallas"),
-    ({"unroll": 0}, "unroll", "0", "above 0"),
+    ({"unroll": -1}, "unroll", "-1", "0 or more"),
     ({"num_attention_heads": 5}, "num_attention_heads", "5", "divisor of hidden_size = 768"),
     ({"hidden_size": 12}, "num_conv_pos_embedding_groups", "16", "divisor of hidden_size = 12"),
     ({"hidden_size": True}, "hidden_size", "True", "int"),
