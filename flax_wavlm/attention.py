@@ -7,12 +7,12 @@ model.py: B clips, T frames, H heads, K head size.
 
     xla      the reference: plain operations, any dtype, attention dropout. Holds [B, H, T, T].
     cudnn    cuDNN's fused kernel: NVIDIA GPUs, bfloat16, no attention dropout. Holds the bias [B, H, T, T].
-    pallas   our fused kernel, forward and backward: no attention dropout. Memory is linear in T.
+    pallas   our fused kernels, forward and backward: attention dropout on a GPU only. Memory is linear in T.
 
-All have run on an H100, forward and backward, and what `auto` takes on a GPU is what was fastest there in a
-trial (not among the benchmarks' results): cuDNN at 199 and 399 frames, ours at 1,499, the plain one in
-float32. For TPUs ours is compiled, but has not run on one yet, so the limits for them are estimates. `choose`
-says which of them a call takes, and why; our kernels are in fused_attention.py.
+All have run on an H100, forward and backward, but ours with dropout, which is only compiled for one yet.
+`auto` takes ours on a GPU in bfloat16, and the plain one in float32. For TPUs ours is compiled, but has not
+run on one yet, so the limits for them are estimates. `choose` says which of them a call takes, and why; our
+kernels are in fused_attention.py and, for GPUs, fused_attention_gpu.py.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ Attend = Callable[[Array, Array, Array | None], Array]
 
 # --- Which one ----------------------------------------------------------------------------------------------
 
-MAX_FRAMES_CUDNN = 1024  # "auto" on a GPU: from here on the bias [B, H, T, T] costs too much time and memory
 MIN_FRAMES_PALLAS_TPU = 256  # "auto" on a TPU: below, the kernel's tiles of 128 are mostly padding
 MAX_FRAMES_PALLAS_TPU = 3072  # a head's keys, values and bias must fit the vector memory
 
@@ -72,9 +71,9 @@ def choose(
         )
     if platform == "cpu":
         return Choice("xla", "on a CPU the fused kernels do not run")
-    if dropout > 0:
-        return Choice("xla", f"no fused kernel has attention dropout, which is {dropout:g}")
     if platform == "tpu":
+        if dropout > 0:
+            return Choice("xla", f"no kernel for TPUs has attention dropout, which is {dropout:g}")
         if frames < MIN_FRAMES_PALLAS_TPU:
             return Choice("xla", f"under {MIN_FRAMES_PALLAS_TPU} frames a fused kernel is mostly padding")
         if obstacles["pallas"]:
@@ -85,19 +84,19 @@ def choose(
             return Choice(
                 "xla", f"on a GPU the fused kernels are fast in bfloat16 only, and this is {dtype!r}"
             )
-        if frames > MAX_FRAMES_CUDNN and not obstacles["pallas"]:
-            return Choice("pallas", f"fused, memory linear in the frames, above {MAX_FRAMES_CUDNN}")
-        if frames <= MAX_FRAMES_CUDNN and not obstacles["cudnn"]:
+        if not obstacles["pallas"]:
+            return Choice("pallas", "fused on a GPU, attention dropout inside, memory linear in the frames")
+        if not obstacles["cudnn"]:
             return Choice("cudnn", "fused on an NVIDIA GPU in bfloat16")
-        return Choice("xla", obstacles["cudnn" if frames <= MAX_FRAMES_CUDNN else "pallas"])
+        return Choice("xla", obstacles["pallas"])
     return Choice("xla", f"there is no fused kernel for {platform}")
 
 
 def _obstacle(name: str, platform: str, dtype: str, frames: int, head_size: int, dropout: float) -> str:
     """Why a fused implementation cannot run and what would let it; empty where it can."""
-    if dropout > 0:
+    if dropout > 0 and (name, platform) != ("pallas", "gpu"):
         return (
-            f"attention dropout is {dropout:g} and a fused kernel has none: set "
+            f"attention dropout is {dropout:g} and this fused kernel has none: set "
             "model.overrides.attention_dropout = 0"
         )
     if name == "cudnn":
@@ -161,7 +160,14 @@ def prepare(config: WavLMConfig, table: Array, valid: Array | None, batch: int, 
     exact = config.matmul_precision != "default"
     if name == "pallas" and jax.default_backend() == "gpu":
         tiles = fused_attention_gpu.prepare_bias(table, config.dtype)
-        return lambda qkv, gate, _: fused_attention_gpu.attention(qkv, gate, tiles, frames, exact=exact)
+
+        def on_gpu(qkv: Array, gate: Array, key: Array | None) -> Array:
+            seed = None if key is None else jax.random.bits(key, (2,), jnp.uint32)
+            return fused_attention_gpu.attention(
+                qkv, gate, tiles, frames, rate=config.attention_dropout, seed=seed, exact=exact
+            )
+
+        return on_gpu
     if name == "pallas":
         return _apart(
             lambda q, k, v, gate, _: fused_attention.attention(q, k, v, gate, table, frames, exact=exact)

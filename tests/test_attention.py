@@ -80,12 +80,21 @@ def by_pallas(*arrays: jax.Array, frames: Any, block: int | None = None) -> jax.
     return fused_attention.attention(*arrays, jnp.asarray(frames), block=block)
 
 
-def by_pallas_gpu(*arrays: jax.Array, frames: Any, block: int | None = None) -> jax.Array:
-    """The kernels for GPUs, interpreted."""
+def by_pallas_gpu(*arrays: jax.Array, frames: Any, block: int | None = None, **how: Any) -> jax.Array:
+    """The kernels for GPUs, interpreted unless said otherwise."""
     q, k, v, gate, table = arrays
     bias = fused_attention_gpu.prepare_bias(table, q.dtype, block=block)
-    qkv = jnp.stack([q, k, v], axis=2)
-    return fused_attention_gpu.attention(qkv, gate, bias, jnp.asarray(frames), interpret=True)
+    how = {"interpret": True} | how
+    return fused_attention_gpu.attention(jnp.stack([q, k, v], axis=2), gate, bias, jnp.asarray(frames), **how)
+
+
+def plain_with_gpu_dropout(*arrays: jax.Array, frames: Any, rate: float, seed: jax.Array) -> jax.Array:
+    """The definition, with the weights dropped that the kernels for GPUs drop; 0 beyond a row's frames."""
+    batch, time, heads, _ = arrays[0].shape
+    keep = fused_attention_gpu.kept(seed, batch, heads, time, rate)
+    out = plain(*arrays, frames=frames, drop=lambda weights: apply(weights, keep, rate))
+    valid = jnp.arange(time) < jnp.asarray(frames)[:, None]
+    return jnp.where(valid[:, :, None, None], out, 0)
 
 
 def output_and_gradients(function: Callable, arrays: Arrays, frames: Any) -> list[np.ndarray]:
@@ -185,6 +194,129 @@ def test_dropout_of_the_weights() -> None:
         ("out", *ARGUMENTS), got, output_and_gradients(expected, arrays, frames), strict=True
     ):
         np.testing.assert_allclose(x, y, rtol=SIMPLE, atol=SIMPLE, err_msg=what)
+
+
+SEED = np.array([123456789, 4000000000], np.uint32)
+
+
+@pytest.mark.parametrize(
+    ("shape", "frames", "rate"),
+    [
+        ((3, 17, 1, 16, 8), [17, 1, 9], 0.1),
+        ((2, 39, 3, 24, 16), [39, 16], 0.3),
+        ((5, 33, 2, 16, None), [33, 32, 31, 1, 5], 0.5),
+    ],
+    ids=str,
+)
+def test_dropout_in_the_gpu_kernels(shape: tuple, frames: list[int], rate: float) -> None:
+    """As the definition with the same weights dropped, whatever the block is, and so in both layouts."""
+    *sizes, block = shape
+    arrays = inputs(*sizes)
+    function = functools.partial(by_pallas_gpu, rate=rate, seed=jnp.asarray(SEED), block=block)
+    got = output_and_gradients(function, arrays, frames)
+    with jax.enable_x64(True):
+        exact = [x.astype(jnp.float64) for x in arrays]
+        function = functools.partial(plain_with_gpu_dropout, rate=rate, seed=jnp.asarray(SEED))
+        expected = output_and_gradients(function, exact, frames)
+    for what, x, y in zip(("out", *ARGUMENTS), got, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=SIMPLE, atol=SIMPLE, err_msg=what)
+        assert np.abs(y).max() > 100 * SIMPLE
+
+
+def test_dropout_in_the_gpu_kernels_in_bfloat16() -> None:
+    """No further from float32 than twice the definition in bfloat16, as `test_bfloat16`."""
+    frames, how = [37, 20], {"rate": 0.1, "seed": jnp.asarray(SEED)}
+    exact = inputs(2, 37, 2, 16)
+    rounded = [x.astype(jnp.bfloat16) for x in exact[:3]] + exact[3:]
+    exact = [x.astype(jnp.float32) for x in rounded]
+    definition = functools.partial(plain_with_gpu_dropout, **how)
+    expected = output_and_gradients(definition, exact, frames)
+    usual = output_and_gradients(definition, rounded, frames)
+    got = output_and_gradients(functools.partial(by_pallas_gpu, block=16, **how), rounded, frames)
+    for name, x, y, z in zip(("out", *ARGUMENTS), got, usual, expected, strict=True):
+        error, allowed = (np.sqrt(np.mean(np.square(a - z))) for a in (x, y))
+        assert error <= 2 * allowed, name
+
+
+def test_gpu_kernels_where_nothing_or_everything_is_dropped() -> None:
+    arrays, frames, seed = inputs(2, 11, 2, 16), [11, 4], jnp.asarray(SEED)
+
+    def result(**how: Any) -> list[np.ndarray]:
+        return output_and_gradients(functools.partial(by_pallas_gpu, block=8, **how), arrays, frames)
+
+    expected = result()
+    for how in ({"rate": 0.0, "seed": seed}, {"rate": 0.3}):
+        for x, y in zip(result(**how), expected, strict=True):
+            np.testing.assert_array_equal(x, y)
+    assert not any(x.any() for x in result(rate=1.0, seed=seed))
+
+    def kernels(**how: Any) -> str:
+        call = functools.partial(by_pallas_gpu, frames=jnp.asarray(frames), block=8, **how)
+        return str(jax.make_jaxpr(jax.grad(lambda *arrays: jnp.sum(call(*arrays))))(*arrays))
+
+    assert kernels(rate=0.0, seed=seed) == kernels()
+    assert "u32" not in kernels()
+    assert "u32" in kernels(rate=0.1, seed=seed)
+
+
+def test_mask_of_the_gpu_kernels() -> None:
+    """Its share, and that neighbours in any direction are dropped independently of one another."""
+    rate, (batch, heads, time) = 0.1, (4, 4, 128)
+    # Seeds that are neighbours themselves, which random ones are not.
+    masks = [
+        np.asarray(fused_attention_gpu.kept(jnp.asarray(seed, jnp.uint32), batch, heads, time, rate))
+        for seed in ([0, 0], [0, 1], [1, 0], [1, 1], [2**31, 1], [2**32 - 1, 0])
+    ]
+    off = np.stack(masks) - (1 - round(rate * 2**16) / 2**16)  # [seeds, B, H, T, T], on average 0
+    variance = rate * (1 - rate)
+    assert abs(off.mean()) < 5 * np.sqrt(variance / off.size)
+
+    def correlation(a: np.ndarray, b: np.ndarray) -> float:
+        """In standard deviations of what independent ones have."""
+        return abs(float(np.mean(a * b))) / variance * np.sqrt(a.size)
+
+    for axis in range(5):
+        for step in (1, 2, 3, 16, 64):
+            if step < off.shape[axis]:
+                first, second = np.split(np.moveaxis(off, axis, 0), [step])[1], np.moveaxis(off, axis, 0)
+                assert correlation(first, second[:-step]) < 5, (axis, step)
+    assert correlation(off[..., 1:, 1:], off[..., :-1, :-1]) < 5
+    assert correlation(off[..., 1:, :-1], off[..., :-1, 1:]) < 5
+    t, s = np.triu_indices(time, 1)
+    assert correlation(off[..., t, s], off[..., s, t]) < 5
+    # Nor four together, the corners of a rectangle.
+    rows = off[..., 1:, :] * off[..., :-1, :]
+    assert correlation(rows[..., 1:] / np.sqrt(variance), rows[..., :-1] / np.sqrt(variance)) < 5
+    # A clip's mask is its own: of how many others there are nothing is seen.
+    fewer = fused_attention_gpu.kept(jnp.zeros(2, jnp.uint32), 2, heads, 100, rate)
+    np.testing.assert_array_equal(fewer, masks[0][:2, :, :100, :100])
+
+
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_layers_on_a_gpu_get_their_dropout(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `prepare` makes of a layer's key. Interpreted, as if the CPU were a GPU."""
+    q, k, v, gate, table = inputs(2, 11, 2, 16)
+    valid = jnp.arange(11) < jnp.asarray([[11], [4]])
+    config = WavLMConfig(
+        hidden_size=32, num_attention_heads=2, attention="pallas", attention_dropout=0.3, dtype="float32"
+    )
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    interpreted = functools.partial(fused_attention_gpu.attention, interpret=True)
+    monkeypatch.setattr(fused_attention_gpu, "attention", interpreted)
+    attend = attention.prepare(config, table, valid, 2, training=True)
+    qkv = jnp.stack([q, k, v], axis=2)
+    one, same, other, none = (
+        attend(qkv, gate, None if number is None else jax.random.key(number, impl=kind))
+        for number in (0, 0, 1, None)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert np.abs(one - other).max() > 0.1
+    for out, keep in ((one, jax.random.key(0, impl=kind)), (none, None)):
+        how = {"rate": 0.0, "seed": jnp.zeros(2, jnp.uint32)}
+        if keep is not None:
+            how = {"rate": 0.3, "seed": jax.random.bits(keep, (2,), jnp.uint32)}
+        expected = plain_with_gpu_dropout(q, k, v, gate, table, frames=[11, 4], **how)
+        np.testing.assert_allclose(out, expected, rtol=SIMPLE, atol=SIMPLE)
 
 
 @pytest.mark.parametrize("function", [by_xla, by_pallas, by_pallas_gpu, by_cudnn])
@@ -333,6 +465,28 @@ def test_sharded_over_devices(function: Callable) -> None:
     assert [x.sharding.is_equivalent_to(p, x.ndim) for x, p in zip(got[1], placed[:5], strict=True)] == [
         True
     ] * 5
+
+
+@pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
+def test_dropout_does_not_depend_on_the_devices() -> None:
+    """The kernels for GPUs, a clip on each of eight devices and all of them on one."""
+    arrays, frames = inputs(8, 11, 2, 16), np.arange(8) + 4
+    weight = np.random.default_rng(2).normal(size=arrays[0].shape).astype(np.float32)
+
+    def loss(frames: jax.Array, seed: jax.Array, *arrays: jax.Array) -> jax.Array:
+        return jnp.sum(by_pallas_gpu(*arrays, frames=frames, block=8, rate=0.3, seed=seed) * weight)
+
+    gradient = jax.value_and_grad(loss, argnums=range(2, 7))
+    mesh = sharding.make_mesh(fsdp=2)
+    rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    places = (rows, whole, rows, rows, rows, rows, whole)
+    arguments = (jnp.asarray(frames), jnp.asarray(SEED), *arrays)
+    everything = [jax.device_put(x, place) for x, place in zip(arguments, places, strict=True)]
+    compiled = jax.jit(gradient, in_shardings=places).lower(*everything).compile()
+    assert not re.search(r"all-gather|all-to-all|collective-permute", compiled.as_text())
+    got, expected = compiled(*everything), jax.jit(gradient)(*arguments)
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=SIMPLE, atol=SIMPLE)
 
 
 @pytest.mark.slow
@@ -496,6 +650,21 @@ def test_lowers_for_cuda(time: int, dtype: Any) -> None:
     assert exported.mlir_module().count(f"@{triton}") == 4
 
 
+def test_dropout_lowers_for_cuda() -> None:
+    triton = "__gpu$xla.gpu.triton"
+
+    def dropped(*arrays: jax.Array, frames: jax.Array) -> jax.Array:
+        seed = jnp.asarray(SEED)
+        return by_pallas_gpu(*arrays, frames=frames, rate=0.1, seed=seed, interpret=False)
+
+    exported = jax.export.export(
+        jax.jit(layer_gradient(dropped)),
+        platforms=["cuda"],
+        disabled_checks=[jax.export.DisabledSafetyCheck.custom_call(triton)],
+    )(*layer_inputs(2, 200, 16, 64, jnp.bfloat16))
+    assert exported.mlir_module().count(f"@{triton}") == 4
+
+
 @pytest.mark.parametrize("time", [199, 200])
 def test_cudnn_lowers_for_cuda(time: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as it goes without a GPU: cuDNN's version is not there to be asked for."""
@@ -524,25 +693,26 @@ TPU = {"platform": "tpu", "dtype": "bfloat16", "frames": 399}
     [
         ("auto", {}, "xla", "CPU"),
         ("auto", {"dropout": 0.1}, "xla", "CPU"),
-        ("auto", GPU, "cudnn", "bfloat16"),
-        ("auto", GPU | {"dropout": 0.1}, "xla", "dropout, which is 0.1"),
+        ("auto", GPU, "pallas", "linear"),
+        ("auto", GPU | {"dropout": 0.1}, "pallas", "attention dropout inside"),
         ("auto", GPU | {"dtype": "float32"}, "xla", "'float32'"),
-        ("auto", GPU | {"head_size": 20}, "xla", "multiples of 8"),
-        ("auto", GPU | {"frames": 1024}, "cudnn", "bfloat16"),
-        ("auto", GPU | {"frames": 1025}, "pallas", "linear"),
-        ("auto", GPU | {"frames": 1025, "dtype": "float32"}, "xla", "bfloat16 only"),
-        ("auto", GPU | {"frames": 1025, "head_size": 80}, "xla", "powers of 2"),
+        ("auto", GPU | {"dtype": "float32", "dropout": 0.1}, "xla", "'float32'"),
+        ("auto", GPU | {"head_size": 20}, "xla", "powers of 2"),
+        ("auto", GPU | {"head_size": 80}, "cudnn", "bfloat16"),
+        ("auto", GPU | {"head_size": 80, "dropout": 0.1}, "xla", "powers of 2"),
+        ("auto", GPU | {"frames": 1500}, "pallas", "linear"),
         ("auto", TPU, "pallas", "linear"),
         ("auto", TPU | {"dtype": "float32"}, "pallas", "linear"),
         ("auto", TPU | {"frames": 199}, "xla", "256"),
         ("auto", TPU | {"frames": 3073}, "xla", "3072"),
-        ("auto", TPU | {"dropout": 0.1}, "xla", "dropout"),
+        ("auto", TPU | {"dropout": 0.1}, "xla", "dropout, which is 0.1"),
         ("auto", {"platform": "other"}, "xla", "no fused kernel for other"),
         ("xla", {"dropout": 0.1}, "xla", "configured"),
         ("xla", GPU, "xla", "configured"),
         ("cudnn", GPU, "cudnn", "configured"),
         ("pallas", {}, "pallas", "slow"),
         ("pallas", GPU | {"dtype": "float32"}, "pallas", "configured"),
+        ("pallas", GPU | {"dtype": "float32", "dropout": 0.1}, "pallas", "configured"),
         ("pallas", TPU | {"frames": 10}, "pallas", "configured"),
     ],
 )
@@ -589,10 +759,20 @@ def test_description() -> None:
         attention.describe(WavLMConfig(attention="cudnn", attention_dropout=0.0), [99])
 
 
-def test_description_where_it_depends_on_the_length(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_description_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    config = WavLMConfig(dtype="bfloat16")
-    line = attention.describe(config, [1499, 99, 749])
-    assert "xla in training (no fused kernel has attention dropout, which is 0.1)" in line
-    assert "cudnn in evaluation of 99 to 749 frames (" in line
-    assert "pallas in evaluation of 1499 to 1499 frames (" in line
+    line = attention.describe(WavLMConfig(dtype="bfloat16"), [1499, 99, 749])
+    fused = "(fused on a GPU, attention dropout inside, memory linear in the frames)"
+    assert line == f"attention: pallas in training {fused}; pallas in evaluation {fused}"
+    # Heads of 80, which our kernels do not take: cuDNN has no dropout.
+    line = attention.describe(WavLMConfig(dtype="bfloat16", hidden_size=960), [99])
+    assert "xla in training (on a GPU the kernel's head sizes are powers of 2" in line
+    assert "cudnn in evaluation (" in line
+
+
+def test_description_where_it_depends_on_the_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    line = attention.describe(WavLMConfig(dtype="bfloat16"), [1499, 99, 749])
+    assert "xla in training (no kernel for TPUs has attention dropout, which is 0.1)" in line
+    assert "xla in evaluation of 99 to 99 frames (" in line
+    assert "pallas in evaluation of 749 to 1499 frames (" in line
