@@ -433,8 +433,8 @@ class Encoder(nnx.Module):
     def unroll(self) -> int:
         """Layers in a round of the loop over them.
 
-        On a GPU all: what a loop copies into and out of stacked arrays takes longer there than the products'
-        margins allow.
+        On a GPU all: the program takes longer to compile, but a loop would copy what it keeps for the backward
+        pass, and slices of stacked weights, for every product of a library.
         """
         count = self.config.num_hidden_layers
         if self.config.unroll == 0:
