@@ -278,8 +278,8 @@ def choose_buckets(
         min_batches: in a bucket; clips that share a bucket of one batch would meet in every epoch. Fewer
             where else there would not be enough batches for all buckets.
         multiple: of which every bucket is one, in samples: a frame of WavLM's conv stem.
-        frame_count: the model's, for arrays; where given, every bucket has an even number of frames, which
-            cuDNN's attention asks for. That adds a frame to every other bucket.
+        frame_count: the model's, for arrays; where given, every bucket has an even number of frames, as
+            GPUs want it (cuDNN's attention needs it). That adds a frame to every other bucket.
     """
     if len(lengths) == 0:
         raise UserError("no clips to choose bucket lengths for")

@@ -433,7 +433,7 @@ class Encoder(nnx.Module):
     def unroll(self) -> int:
         """Layers in a round of the loop over them.
 
-        On a GPU all: the program takes longer to compile, but a loop would copy what it keeps for the backward
+        On a GPU all: the program takes longer to compile, but a loop copies what it keeps for the backward
         pass, and slices of stacked weights, for every product of a library.
         """
         count = self.config.num_hidden_layers
