@@ -82,6 +82,8 @@ def attention(
 
 
 class _How(NamedTuple):
+    """What is asked of a call, before any array."""
+
     exact: bool
     interpret: bool
     dropped: int = 0  # so many of STEPS attention weights
@@ -165,7 +167,8 @@ class _Kernels:
         self.block = block = bias.shape[-1]
         self.count = (bias.shape[1] + 1) // 2
         self.grid = (self.count, self.heads, self.batch)
-        size, head_size = self.count * block, self.head_size
+        self.size = size = self.count * block
+        head_size = self.head_size
         self.rows = pl.BlockSpec((None, block, None, head_size), lambda i, h, b: (b, i, h, 0))
         self.all_rows = pl.BlockSpec((None, size, None, head_size), lambda i, h, b: (b, 0, h, 0))
         self.query = pl.BlockSpec((None, None, block), lambda i, h, b: (b, h, i))
@@ -183,13 +186,12 @@ class _Kernels:
 
     def all_of(self, part: int) -> pl.BlockSpec:
         """All of q, k or v."""
-        size = self.count * self.block
-        return pl.BlockSpec((None, size, None, None, self.head_size), lambda i, h, b: (b, 0, part, h, 0))
+        return pl.BlockSpec((None, self.size, None, None, self.head_size), lambda i, h, b: (b, 0, part, h, 0))
 
-    def call(self, kernel: Callable, name: str, *, warps: int = 4, stages: int = 2, **specs: Any) -> Callable:
+    def call(self, kernel: Callable, name: str, **specs: Any) -> Callable:
         return pl.pallas_call(
             functools.partial(kernel, self),
-            compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=stages),
+            compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),  # 8 warps were slower on an H100
             interpret=self.how.interpret,
             name=name,
             **specs,
@@ -198,18 +200,16 @@ class _Kernels:
     # In a kernel:
 
     def load(self, ref: Any, index: Any, frames: Array, *clip: Array) -> Array:
-        """Block `index` of rows [time, K] or of elements [time], of a clip if there are several; 0 beyond
-        the frames."""
-        start = index * self.block
-        valid = start + jnp.arange(self.block) < frames
-        view = ref.at[(*clip, pl.ds(start, self.block))]
+        """Block `index` of rows [time, K] or elements [time], of one clip of several; 0 beyond the frames."""
+        valid = self.valid(index, frames)
+        view = ref.at[(*clip, pl.ds(index * self.block, self.block))]
         if len(view.shape) == 2:
             valid = jnp.broadcast_to(valid[:, None], view.shape)
         return plgpu.load(view, mask=valid, other=0.0)
 
     def store(self, ref: Any, value: Array, index: Any) -> None:
         """Stores block `index` of rows or elements, as far as the array goes."""
-        inside = index * self.block + jnp.arange(self.block) < self.time
+        inside = self.valid(index, self.time)
         if value.ndim == 2:
             inside = jnp.broadcast_to(inside[:, None], value.shape)
         plgpu.store(ref, value.astype(ref.dtype), mask=inside)
@@ -225,8 +225,8 @@ class _Kernels:
             preferred_element_type=jnp.float32,
         )
 
-    def valid(self, index: Any, frames: Array) -> Array:
-        """Which of block `index` are frames."""
+    def valid(self, index: Any, frames: Any) -> Array:
+        """Which of block `index` are among so many frames."""
         return index * self.block + jnp.arange(self.block) < frames
 
     def blocks(self, index: Any, frames: Array) -> Array:
@@ -348,7 +348,7 @@ def _bias_gradient(
 ) -> Array:
     """A program makes the gradient of one tile: all along its diagonal of blocks, for a few of the clips."""
     clips = max(n for n in range(1, CLIPS_IN_PROGRAM + 1) if kernels.batch % n == 0)
-    size, head_size = kernels.count * kernels.block, kernels.head_size
+    size, head_size = kernels.size, kernels.head_size
 
     def part(part: int) -> pl.BlockSpec:
         return pl.BlockSpec((clips, size, None, None, head_size), lambda d, h, c: (c, 0, part, h, 0))
@@ -398,7 +398,7 @@ def _forward_kernel(
 
     start = jnp.full(block, -jnp.inf), jnp.zeros(block), jnp.zeros((block, kernels.head_size))
     highest, total, out = jax.lax.fori_loop(0, kernels.blocks(i, frames), step, start)
-    valid = jnp.arange(block) < left
+    valid = kernels.valid(0, left)
     kernels.store(out_ref, jnp.where(valid[:, None], kernels.scaled(out / total[:, None]), 0), i)
     kernels.store(log_sum_ref, jnp.where(valid, highest + jnp.log2(total), 0), i)
 

@@ -307,6 +307,17 @@ class FeedForward(nnx.Module):
         return jax.checkpoint(down, prevent_cse=False)(self.up(x))  # [B, T, F] between
 
 
+Stream = tuple[Array, Array | None]
+"""The state between layers [B, T, D]. Where norms come first, it is the sum of the two, which the next norm
+makes: that saves a pass over memory for the sum alone."""
+
+
+def total(stream: Stream) -> Array:
+    """The state as one array."""
+    x, delta = stream
+    return x if delta is None else x + delta
+
+
 class EncoderLayer(nnx.Module):
     """One transformer layer. Source: `WavLMEncoderLayer`, `WavLMEncoderLayerStableLayerNorm`."""
 
@@ -319,12 +330,8 @@ class EncoderLayer(nnx.Module):
         self.feed_forward = FeedForward(config, rngs)
         self.final_norm = LayerNorm(config.hidden_size, config.layer_norm_eps, rngs, dtype)
 
-    def __call__(
-        self, x: Array, delta: Array | None, attend: attention.Attend, key: Array | None
-    ) -> tuple[Array, Array | None]:
-        """[B, T, D] -> [B, T, D]. Where norms come first, input and output are pairs whose sum is the state:
-        the next norm adds them, without a pass over memory for the sum alone.
-        """
+    def __call__(self, x: Array, delta: Array | None, attend: attention.Attend, key: Array | None) -> Stream:
+        """One `Stream` to the next; `delta` is None where norms come last."""
         rate = self.config.hidden_dropout
         keys = [None] * 4 if key is None else list(jax.random.split(key, 4))
 
@@ -357,12 +364,6 @@ def cast_kernels(params: Params, dtype: str) -> Params:
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.astype(dtype) if path[-1].key == "kernel" else leaf, params
     )
-
-
-def total(stream: tuple[Array, Array | None]) -> Array:
-    """The state that a pair of `EncoderLayer` stands for."""
-    x, delta = stream
-    return x if delta is None else x + delta
 
 
 class Encoder(nnx.Module):
@@ -398,8 +399,6 @@ class Encoder(nnx.Module):
         attend = attention.prepare(config, table, valid, len(x), training=key is not None)
         graphdef, stacked = split(self.layers)
         stacked = cast_kernels(stacked, config.dtype)
-
-        Stream = tuple[Array, Array | None]  # of a residual stream the sum is the state, see EncoderLayer
 
         def body(stream: Stream, layer: tuple[Params, Array, Array | None]) -> tuple[Stream, Array | None]:
             params, index, key = layer
