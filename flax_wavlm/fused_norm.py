@@ -29,11 +29,6 @@ WARPS = 4
 PROGRAMS = 528  # of the backward kernel, at most: 4 on each multiprocessor of an H100, as registers allow
 
 
-def fits(x: Array, *others: Array) -> bool:
-    """Whether the kernels take arrays of these shapes and types: rows at all, and nothing in float64."""
-    return x.ndim > 1 and x.size > 0 and all(array.dtype != jnp.float64 for array in (x, *others))
-
-
 def forward(
     eps: float, dtype: Any, x: Array, *others: Array, gelu: bool = False, interpret: bool = False
 ) -> tuple[Array, ...]:
@@ -125,19 +120,19 @@ def _where(mask: Array | None, x: Array) -> Array:
     return x if mask is None else jnp.where(mask, x, 0.0)
 
 
-def _load(ref: Any, mask: Array | None) -> Array:
+def load(ref: Any, mask: Array | None) -> Array:
     """In float32, 0 where masked."""
     x = plgpu.load(ref, mask=mask, other=None if mask is None else jnp.zeros((), ref.dtype))
     return x.astype(jnp.float32)
 
 
-def _store(ref: Any, x: Array, mask: Array | None) -> None:
+def store(ref: Any, x: Array, mask: Array | None) -> None:
     plgpu.store(ref, x.astype(ref.dtype), mask=mask)
 
 
-def _call(interpret: bool, programs: int, kernel: Any, **how: Any) -> Any:
+def call(interpret: bool, kernel: Any, **how: Any) -> Any:
     params = plgpu.CompilerParams(num_warps=WARPS, num_stages=1)
-    return pl.pallas_call(kernel, grid=(programs,), compiler_params=params, interpret=interpret, **how)
+    return pl.pallas_call(kernel, compiler_params=params, interpret=interpret, **how)
 
 
 def _rows(x: Array) -> Array:
@@ -153,10 +148,10 @@ def _forward(
     *delta, scale, bias = others
     tiles = _Tiles.of(x, TILE)
     types = [x.dtype, dtype] if delta else [dtype]
-    results = _call(
+    results = call(
         interpret,
-        tiles.tiles,
         functools.partial(_forward_kernel, tiles, eps, gelu),
+        grid=(tiles.tiles,),
         in_specs=[*[tiles.block] * (1 + len(delta)), tiles.vector, tiles.vector],
         out_specs=[tiles.block] * len(types),
         out_shape=[jax.ShapeDtypeStruct((tiles.total, tiles.size), kind) for kind in types],
@@ -169,15 +164,15 @@ def _forward_kernel(tiles: _Tiles, eps: float, gelu: bool, *refs):
     mask, columns = tiles.mask(pl.program_id(0)), tiles.column_mask()
     if len(refs) == 6:
         x_ref, delta_ref, scale_ref, bias_ref, sum_ref, y_ref = refs
-        x = _load(x_ref, mask) + _load(delta_ref, mask)
-        _store(sum_ref, x, mask)
+        x = load(x_ref, mask) + load(delta_ref, mask)
+        store(sum_ref, x, mask)
         x = x.astype(sum_ref.dtype).astype(x.dtype)  # the norm is that of what is stored
     else:
         x_ref, scale_ref, bias_ref, y_ref = refs
-        x = _load(x_ref, mask)
+        x = load(x_ref, mask)
     normal, _ = tiles.normal(x, eps, mask)
-    y = normal * _load(scale_ref, columns) + _load(bias_ref, columns)
-    _store(y_ref, 0.5 * y * (1 + erf(y * math.sqrt(0.5))) if gelu else y, mask)
+    y = normal * load(scale_ref, columns) + load(bias_ref, columns)
+    store(y_ref, 0.5 * y * (1 + erf(y * math.sqrt(0.5))) if gelu else y, mask)
 
 
 def erf(x: Array) -> Array:
@@ -196,10 +191,10 @@ def _backward(
     """The gradient of x in each of the types, and those of scale and bias as [2, D] float32."""
     tiles = _Tiles.of(x, TILE_BACKWARD)
     programs = min(tiles.tiles, PROGRAMS)
-    *rows, sums = _call(
+    *rows, sums = call(
         interpret,
-        programs,
         functools.partial(_backward_kernel, tiles, programs, eps, len(d_x)),
+        grid=(programs,),
         in_specs=[tiles.all, tiles.vector, *[tiles.all] * (1 + len(d_x))],
         out_specs=[*[tiles.all] * len(types), pl.BlockSpec((None, 2, tiles.width), lambda i: (i, 0, 0))],
         out_shape=[
@@ -215,22 +210,22 @@ def _backward_kernel(tiles: _Tiles, programs: int, eps: float, others: int, x_re
     """A program has every so manieth tile."""
     d_x_refs, dx_refs, sums_ref = refs[:others], refs[others:-1], refs[-1]
     program, columns = pl.program_id(0), tiles.column_mask()
-    scale = _load(scale_ref, columns)
+    scale = load(scale_ref, columns)
 
     def step(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         d_scale, d_bias = sums
         tile = program + i * programs
         mask, rows = tiles.mask(tile), pl.ds(tile * tiles.rows, tiles.rows)
-        x, dy, *d_x = (_load(ref.at[rows, :], mask) for ref in (x_ref, dy_ref, *d_x_refs))
+        x, dy, *d_x = (load(ref.at[rows, :], mask) for ref in (x_ref, dy_ref, *d_x_refs))
         normal, factor = tiles.normal(x, eps, mask)
         d_normal = dy * scale
         dx = factor * (d_normal - tiles.mean(d_normal) - normal * tiles.mean(d_normal * normal))
         dx = sum(d_x, start=dx)
         for ref in dx_refs:
-            _store(ref.at[rows, :], dx, mask)
+            store(ref.at[rows, :], dx, mask)
         return d_scale + jnp.sum(dy * normal, axis=0), d_bias + jnp.sum(dy, axis=0)
 
     start = jnp.zeros(tiles.width, jnp.float32)
     steps = pl.cdiv(tiles.tiles - program, programs)
     for row, total in enumerate(jax.lax.fori_loop(0, steps, step, (start, start))):
-        _store(sums_ref.at[pl.ds(row, 1), :], total[None], None if columns is None else columns[None])
+        store(sums_ref.at[pl.ds(row, 1), :], total[None], None if columns is None else columns[None])

@@ -29,6 +29,26 @@ def _by_platform(plainly: Any, on_cuda: Any, settings: tuple[Any, ...], *arrays:
     return jax.lax.platform_dependent(*arrays, cuda=on_cuda, default=plainly)
 
 
+def _fused_by_platform(plainly: Any, fused: Any, settings: tuple[Any, ...], *arrays: Array) -> Any:
+    """`_by_platform` for a kernel through the first array's rows: without any, or in float64, plainly."""
+    x, *others = arrays
+    if x.ndim < 2 or x.size == 0 or any(array.dtype == jnp.float64 for array in (x, *others)):
+        return plainly(*settings, *arrays)
+
+    @jax.custom_batching.custom_vmap
+    def either(*arrays: Array) -> tuple[Array, ...]:
+        return _by_platform(plainly, fused, settings, *arrays)
+
+    @either.def_vmap
+    def vmapped(size: int, batched: list[bool], *arrays: Array) -> tuple[tuple[Array, ...], tuple[bool, ...]]:
+        """In plain operations: JAX has no batches of what is partitioned by hand."""
+        axes = [0 if axis else None for axis in batched]
+        results = jax.vmap(functools.partial(plainly, *settings), in_axes=axes)(*arrays)
+        return results, (True,) * len(results)
+
+    return either(*arrays)
+
+
 # --- GELU ---------------------------------------------------------------------------------------------------
 
 
@@ -66,7 +86,7 @@ def layer_norm(x: Array, scale: Array, bias: Array, eps: float, dtype: Any) -> A
 
     Keeps x alone, where the automatic gradient keeps three arrays of its size.
     """
-    (y,) = _norm_by_platform(_norm, fused_norm.forward, (eps, dtype), x, scale, bias)
+    (y,) = _fused_by_platform(_norm, fused_norm.forward, (eps, dtype), x, scale, bias)
     return y
 
 
@@ -77,7 +97,7 @@ def _layer_norm_forward(
 
 
 def _layer_norm_backward(eps: float, dtype: Any, saved: tuple[Array, Array], dy: Array) -> tuple[Array, ...]:
-    return _norm_by_platform(_norm_gradient, fused_norm.backward, (eps, ()), *saved, dy)
+    return _fused_by_platform(_norm_gradient, fused_norm.backward, (eps, ()), *saved, dy)
 
 
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
@@ -92,7 +112,7 @@ def residual_norm(
     Args: x, delta [..., D]; scale, bias [D]. Returns: x + delta in the type of x, its norm in `dtype`.
     Keeps the sum alone.
     """
-    return _norm_by_platform(_residual_norm, fused_norm.forward, (eps, dtype), x, delta, scale, bias)
+    return _fused_by_platform(_residual_norm, fused_norm.forward, (eps, dtype), x, delta, scale, bias)
 
 
 def _residual_norm_forward(
@@ -108,7 +128,7 @@ def _residual_norm_backward(
     total, scale, delta = saved
     d_total, dy = gradients
     settings = eps, (delta.dtype,)
-    return _norm_by_platform(_norm_gradient, fused_norm.backward, settings, total, scale, dy, d_total)
+    return _fused_by_platform(_norm_gradient, fused_norm.backward, settings, total, scale, dy, d_total)
 
 
 residual_norm.defvjp(_residual_norm_forward, _residual_norm_backward)
@@ -118,7 +138,7 @@ residual_norm.defvjp(_residual_norm_forward, _residual_norm_backward)
 def norm_gelu(x: Array, scale: Array, bias: Array, eps: float, dtype: Any) -> Array:
     """`gelu` of `layer_norm`, in float32; the result in `dtype`. Keeps x alone."""
     fused = functools.partial(fused_norm.forward, gelu=True)
-    (y,) = _norm_by_platform(_norm_gelu, fused, (eps, dtype), x, scale, bias)
+    (y,) = _fused_by_platform(_norm_gelu, fused, (eps, dtype), x, scale, bias)
     return y
 
 
@@ -136,24 +156,6 @@ def _norm_gelu_backward(eps: float, dtype: Any, saved: tuple[Array, ...], dy: Ar
 
 
 norm_gelu.defvjp(_norm_gelu_forward, _norm_gelu_backward)
-
-
-def _norm_by_platform(plainly: Any, fused: Any, settings: tuple[Any, ...], *arrays: Array) -> Any:
-    if not fused_norm.fits(*arrays):
-        return plainly(*settings, *arrays)
-
-    @jax.custom_batching.custom_vmap
-    def norm(*arrays: Array) -> tuple[Array, ...]:
-        return _by_platform(plainly, fused, settings, *arrays)
-
-    @norm.def_vmap
-    def vmapped(size: int, batched: list[bool], *arrays: Array) -> tuple[tuple[Array, ...], tuple[bool, ...]]:
-        """In plain operations: JAX has no batches of what is partitioned by hand."""
-        axes = [0 if axis else None for axis in batched]
-        results = jax.vmap(functools.partial(plainly, *settings), in_axes=axes)(*arrays)
-        return results, (True,) * len(results)
-
-    return norm(*arrays)
 
 
 def _norm(eps: float, dtype: Any, x: Array, scale: Array, bias: Array) -> tuple[Array]:
