@@ -91,9 +91,12 @@ class Dense(nnx.LinearGeneral):
         self.matmul_precision = config.matmul_precision
 
     def __call__(self, x: Array, out_sharding: Any = None) -> Array:  # [..., I] -> [..., *O]
-        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        return ops.dense(x.astype(self.dtype), *self.parameters(), self.matmul_precision)
+
+    def parameters(self) -> tuple[Array, Array]:
+        """Kernel, in the type in which it is computed, and bias."""
         assert self.bias is not None
-        return ops.dense(x, kernel, self.bias[...], self.matmul_precision)
+        return self.kernel[...].astype(self.dtype), self.bias[...]
 
 
 # --- Waveform to frames -------------------------------------------------------------------------------------
@@ -276,17 +279,10 @@ class Attention(nnx.Module):
         config = self.config
         batch, time, size = x.shape
         heads = config.num_attention_heads
+        x = x.astype(config.dtype)
+        x, gates = ops.gates(x, *self.gate.parameters(), self.gate_const[...], config.matmul_precision)
         qkv = self.qkv(x).reshape(batch, time, 3, heads, size // heads)
-        # Of the gates nothing is kept for the backward pass but x: making them again costs next to nothing.
-        gates = jax.checkpoint(self.gates, prevent_cse=False)(x)
         return self.out(attend(qkv, gates, key).reshape(batch, time, size))
-
-    def gates(self, x: Array) -> Array:
-        """The factor of the position bias for each head and query, from the attention's input: [B, H, T]."""
-        heads = self.config.num_attention_heads
-        groups = self.gate(x.reshape(*x.shape[:2], heads, -1)).astype(jnp.float32)  # [B, T, H, 8]
-        a, b = jnp.moveaxis(jax.nn.sigmoid(groups.reshape(*groups.shape[:3], 2, 4).sum(-1)), -1, 0)
-        return jnp.swapaxes(a * (b * self.gate_const[...] - 1) + 2, 1, 2)
 
 
 class FeedForward(nnx.Module):

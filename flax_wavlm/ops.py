@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flax_wavlm import fused_norm
+from flax_wavlm import fused_gates, fused_norm
 
 Array = jax.Array
 
@@ -231,6 +231,79 @@ def _dense_backward(precision: str, saved: tuple[Array, ...], dy: Array) -> tupl
 
 
 dense.defvjp(_dense_forward, _dense_backward)
+
+
+# --- Attention's gates --------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def gates(
+    x: Array, kernel: Array, bias: Array, const: Array, precision: str = "highest"
+) -> tuple[Array, Array]:
+    """The factor of the position bias for each head and query, from the attention's input.
+
+    A dense map makes 8 outputs of a head's part of x; a and b are the sigmoids of the sums of four each, and
+    the gate is a * (b * const - 1) + 2 (Chen et al. 2022, section III-B).
+
+    Args: x [B, T, D], kernel [K, 8], bias [8], const [H]. Returns: x as it came, and the gates [B, H, T] in
+    float32. Who uses x further takes the one returned: the gradient from there is added in the same pass over
+    memory. Keeps x, and the slopes of the gates [B, H, T] along the two sums and const.
+    """
+    gate, *_ = _gates_and_slopes(precision, x, kernel, bias, const)
+    return x, gate
+
+
+def _gates_forward(
+    x: Array, kernel: Array, bias: Array, const: Array, precision: str
+) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+    gate, *slopes = _gates_and_slopes(precision, x, kernel, bias, const)
+    return (x, gate), (x, kernel, bias, const, *slopes)
+
+
+def _gates_backward(
+    precision: str, saved: tuple[Array, ...], gradients: tuple[Array, Array]
+) -> tuple[Array, ...]:
+    x, kernel, bias, const, *slopes = saved
+    d_x, d_gate = gradients
+    arrays = _by_head(x, kernel), kernel, _by_head(d_x, kernel), d_gate, *slopes
+    plainly = functools.partial(_gates_gradient, precision)
+    dx, d_kernel, d_bias, d_const = _fused_by_platform(plainly, fused_gates.backward, (), *arrays)
+    d_kernel, d_bias = jnp.repeat(d_kernel, 4, axis=1), jnp.repeat(d_bias, 4)  # each of four is as their sum
+    parameters = zip((d_kernel, d_bias, d_const), (kernel, bias, const), strict=True)
+    return dx.reshape(x.shape), *(gradient.astype(array.dtype) for gradient, array in parameters)
+
+
+gates.defvjp(_gates_forward, _gates_backward)
+
+
+def _by_head(x: Array, kernel: Array) -> Array:
+    """[B, T, D] -> [B, T, H, K]."""
+    return x.reshape(*x.shape[:2], x.shape[2] // len(kernel), len(kernel))
+
+
+def _gates_and_slopes(
+    precision: str, x: Array, kernel: Array, bias: Array, const: Array
+) -> tuple[Array, ...]:
+    groups = _wide(dense(_by_head(x, kernel), kernel, bias, precision))
+    sums = groups.reshape(*groups.shape[:3], 2, 4).sum(-1)
+    a, b = jax.nn.sigmoid(sums).transpose(3, 0, 2, 1)
+    const = const[:, None]
+    slope = b * const - 1  # along a
+    return a * slope + 2, slope * a * (1 - a), const * a * b * (1 - b), a * b
+
+
+def _gates_gradient(
+    precision: str, x: Array, kernel: Array, d_x: Array, d_gate: Array, *slopes: Array
+) -> tuple[Array, ...]:
+    """As `fused_gates.backward`: the gradients of x, of the two sums of kernel and of bias, and of const."""
+    d_a, d_b, d_const = (d_gate * slope for slope in slopes)
+    d_sums = jnp.stack([d_a, d_b])  # [2, B, H, T]
+    by_frame = d_sums.swapaxes(2, 3)
+    kernel_sums = _wide(kernel).reshape(len(kernel), 2, 4).sum(-1)
+    dx = d_x + jnp.einsum("gbth,kg->bthk", by_frame, kernel_sums, precision=precision)
+    # No product, for which XLA transposes x in memory on a CPU.
+    d_kernel = jnp.sum(by_frame[..., None] * _wide(x), axis=(1, 2, 3)).T
+    return dx.astype(x.dtype), d_kernel, jnp.sum(d_sums, axis=(1, 2, 3)), jnp.sum(d_const, axis=(0, 2))
 
 
 # --- Convolution in groups ----------------------------------------------------------------------------------
