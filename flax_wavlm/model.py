@@ -31,6 +31,7 @@ from flax_wavlm.dropout import dropout
 
 Array = jax.Array
 Params = dict[str, Any]  # nested; the leaves are arrays
+Branch = tuple[Array, ...]  # an output [B, T, D], perhaps with a bias [D] still to be added to it
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": ops.gelu,
@@ -91,9 +92,13 @@ class Dense(nnx.LinearGeneral):
         self.matmul_precision = config.matmul_precision
 
     def __call__(self, x: Array, out_sharding: Any = None) -> Array:  # [..., I] -> [..., *O]
+        return ops.add_bias(*self.parts(x))
+
+    def parts(self, x: Array) -> Branch:  # [..., I] -> [..., *O], [*O]
+        """The product, and the bias still to be added to it."""
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
         assert self.bias is not None
-        return ops.dense(x, kernel, self.bias[...], self.matmul_precision)
+        return ops.product(x, kernel, self.matmul_precision), self.bias[...]
 
 
 # --- Waveform to frames -------------------------------------------------------------------------------------
