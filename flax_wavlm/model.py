@@ -31,6 +31,7 @@ from flax_wavlm.dropout import dropout
 
 Array = jax.Array
 Params = dict[str, Any]  # nested; the leaves are arrays
+Branch = tuple[Array, ...]  # an output [B, T, D], perhaps with a bias [D] still to be added to it
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": ops.gelu,
@@ -68,9 +69,9 @@ class LayerNorm(nnx.LayerNorm):
     def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
         return ops.layer_norm(x, *self.parameters(), self.epsilon, self.dtype)
 
-    def after(self, x: Array, delta: Array) -> tuple[Array, Array]:
-        """The residual stream `x` with a branch's output `delta` added to it, and the norm of that."""
-        return ops.residual_norm(x, delta, *self.parameters(), self.epsilon, self.dtype)
+    def after(self, x: Array, *branch: Array) -> tuple[Array, Array]:
+        """The residual stream `x` with a branch's output added to it, and the norm of that."""
+        return ops.residual_norm(x, branch, *self.parameters(), self.epsilon, self.dtype)
 
     def gelu(self, x: Array, dtype: str) -> Array:
         """GELU of the norm, in float32; the result in `dtype`."""
@@ -91,7 +92,12 @@ class Dense(nnx.LinearGeneral):
         self.matmul_precision = config.matmul_precision
 
     def __call__(self, x: Array, out_sharding: Any = None) -> Array:  # [..., I] -> [..., *O]
-        return ops.dense(x.astype(self.dtype), *self.parameters(), self.matmul_precision)
+        return ops.add_bias(*self.parts(x))
+
+    def parts(self, x: Array) -> Branch:  # [..., I] -> [..., *O], [*O]
+        """The product, and the bias still to be added to it."""
+        kernel, bias = self.parameters()
+        return ops.product(x.astype(self.dtype), kernel, self.matmul_precision), bias
 
     def parameters(self) -> tuple[Array, Array]:
         """Kernel, in the type in which it is computed, and bias."""
@@ -275,14 +281,14 @@ class Attention(nnx.Module):
         self.gate_const = nnx.Param(jnp.ones(heads))
 
     @jax.named_scope("attention")
-    def __call__(self, x: Array, attend: attention.Attend, key: Array | None) -> Array:  # [B, T, D]
+    def __call__(self, x: Array, attend: attention.Attend, key: Array | None) -> Branch:  # [B, T, D]
         config = self.config
         batch, time, size = x.shape
         heads = config.num_attention_heads
         x = x.astype(config.dtype)
         x, gates = ops.gates(x, *self.gate.parameters(), self.gate_const[...], config.matmul_precision)
         qkv = self.qkv(x).reshape(batch, time, 3, heads, size // heads)
-        return self.out(attend(qkv, gates, key).reshape(batch, time, size))
+        return self.out.parts(attend(qkv, gates, key).reshape(batch, time, size))
 
 
 class FeedForward(nnx.Module):
@@ -294,24 +300,24 @@ class FeedForward(nnx.Module):
         self.down = Dense(config.intermediate_size, config.hidden_size, config, rngs)
 
     @jax.named_scope("feed_forward")
-    def __call__(self, x: Array, key: Array | None) -> Array:  # [B, T, D]
-        def down(x: Array) -> Array:
+    def __call__(self, x: Array, key: Array | None) -> Branch:  # [B, T, D]
+        def down(x: Array) -> Branch:
             x = ACTIVATIONS[self.config.hidden_act](x)
-            return self.down(dropout(x, self.config.activation_dropout, key))
+            return self.down.parts(dropout(x, self.config.activation_dropout, key))
 
         # Of what is F wide only the activation's input is kept for the backward pass.
         return jax.checkpoint(down, prevent_cse=False)(self.up(x))  # [B, T, F] between
 
 
-Stream = tuple[Array, Array | None]
-"""The state between layers [B, T, D]. Where norms come first, it is the sum of the two, which the next norm
-makes: that saves a pass over memory for the sum alone."""
+Stream = tuple[Array, ...]
+"""The state between layers [B, T, D]. Where norms come first, it is the sum of that and a `Branch`, which the
+next norm makes: that saves passes over memory for the sums alone, and for the bias's gradient."""
 
 
 def total(stream: Stream) -> Array:
     """The state as one array."""
-    x, delta = stream
-    return x if delta is None else x + delta
+    x, *branch = stream
+    return x + sum(branch)
 
 
 class EncoderLayer(nnx.Module):
@@ -326,23 +332,32 @@ class EncoderLayer(nnx.Module):
         self.feed_forward = FeedForward(config, rngs)
         self.final_norm = LayerNorm(config.hidden_size, config.layer_norm_eps, rngs, dtype)
 
-    def __call__(self, x: Array, delta: Array | None, attend: attention.Attend, key: Array | None) -> Stream:
-        """One `Stream` to the next; `delta` is None where norms come last."""
-        rate = self.config.hidden_dropout
+    def __call__(self, stream: Stream, attend: attention.Attend, key: Array | None) -> Stream:
+        x, *branch = stream
         keys = [None] * 4 if key is None else list(jax.random.split(key, 4))
 
-        def mix(x: Array) -> Array:
-            return dropout(self.attention(x, attend, keys[0]), rate, keys[1])
+        def mix(x: Array) -> Branch:
+            return self.drop(self.attention(x, attend, keys[0]), keys[1])
 
-        def feed(x: Array) -> Array:
-            return dropout(self.feed_forward(x, keys[2]), rate, keys[3])
+        def feed(x: Array) -> Branch:
+            return self.drop(self.feed_forward(x, keys[2]), keys[3])
 
-        if delta is None:
-            x = self.attention_norm(x + mix(x))
-            return self.final_norm(x + feed(x)), None
-        x, y = self.attention_norm.after(x, delta)
-        x, y = self.final_norm.after(x, mix(y))
-        return x, feed(y)
+        if not self.config.do_stable_layer_norm:
+            x = self.attention_norm(total((x, *mix(x))))
+            return (self.final_norm(total((x, *feed(x)))),)
+        x, y = self.attention_norm.after(x, *branch)
+        x, y = self.final_norm.after(x, *mix(y))
+        return x, *feed(y)
+
+    def drop(self, branch: Branch, key: Array | None) -> Branch:
+        """Dropout of a branch's output, its bias added unless the next norm is to do that."""
+        if self.leaves_bias(key):
+            return branch
+        return (dropout(ops.add_bias(*branch), self.config.hidden_dropout, key),)
+
+    def leaves_bias(self, key: Array | None) -> bool:
+        """Whether norms add the biases: not where dropout is of the sum with them."""
+        return self.config.do_stable_layer_norm and (key is None or self.config.hidden_dropout == 0)
 
 
 def stack_layers(config: WavLMConfig, rngs: nnx.Rngs) -> EncoderLayer:
@@ -399,12 +414,12 @@ class Encoder(nnx.Module):
         def body(stream: Stream, layer: tuple[Params, Array, Array | None]) -> tuple[Stream, Array | None]:
             params, index, key = layer
             if key is None:
-                new = merge(graphdef, params)(*stream, attend, None)
+                new = merge(graphdef, params)(stream, attend, None)
             else:
                 # LayerDrop (Fan et al. 2019): a dropped layer is skipped, and layer 0 never is, since the
                 # reference's makes the position bias.
                 drop_key, key = jax.random.split(key)
-                new = merge(graphdef, params)(*stream, attend, key)
+                new = merge(graphdef, params)(stream, attend, key)
                 keep = (jax.random.uniform(drop_key) >= config.layerdrop) | (index == 0)
                 new = jax.tree.map(lambda new, old: jnp.where(keep, new, old), new, stream)
             return new, total(new) if with_states else None
@@ -415,12 +430,15 @@ class Encoder(nnx.Module):
             )
             body = jax.checkpoint(body, policy=policy, prevent_cse=False)
         first = x
-        delta = jnp.zeros(x.shape, config.dtype) if config.do_stable_layer_norm else None
-        (x, delta), states = jax.lax.scan(
-            body, (x, delta), (stacked, jnp.arange(count), keys), unroll=self.unroll()
-        )
-        if delta is not None:
-            _, x = self.norm.after(x, delta)
+        stream: Stream = (x,)  # of as many parts as that of every layer
+        if config.do_stable_layer_norm:
+            stream += (jnp.zeros(x.shape, config.dtype),)
+        if self.layers.leaves_bias(key):
+            stream += (jnp.zeros_like(stacked["feed_forward"]["down"]["bias"][0]),)
+        stream, states = jax.lax.scan(body, stream, (stacked, jnp.arange(count), keys), unroll=self.unroll())
+        x, *branch = stream
+        if branch:
+            _, x = self.norm.after(x, *branch)
         if states is not None:
             states = jnp.concatenate([first[None], states])[:, :, :time]  # [L + 1, B, T, D]
         return x[:, :time], states

@@ -105,30 +105,34 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def residual_norm(
-    x: Array, delta: Array, scale: Array, bias: Array, eps: float, dtype: Any
+    x: Array, branch: tuple[Array, ...], scale: Array, bias: Array, eps: float, dtype: Any
 ) -> tuple[Array, Array]:
-    """A branch's output `delta` added to the residual stream `x`, and `layer_norm` of the sum.
+    """A branch's output added to the residual stream `x`, and `layer_norm` of the sum.
 
-    Args: x, delta [..., D]; scale, bias [D]. Returns: x + delta in the type of x, its norm in `dtype`.
-    Keeps the sum alone.
+    Args: x [..., D]; `branch`: delta [..., D], perhaps with a bias [D] still to be added; scale, bias [D].
+    Returns: x + (delta + its bias) in the type of x, and the norm of that in `dtype`. Keeps the sum alone.
     """
-    return _fused_by_platform(_residual_norm, fused_norm.forward, (eps, dtype), x, delta, scale, bias)
+    return _fused_by_platform(_residual_norm, fused_norm.forward, (eps, dtype), x, *branch, scale, bias)
 
 
 def _residual_norm_forward(
-    x: Array, delta: Array, scale: Array, bias: Array, eps: float, dtype: Any
-) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-    total, y = residual_norm(x, delta, scale, bias, eps, dtype)
-    return (total, y), (total, scale, jnp.zeros(0, delta.dtype))  # of delta the type alone is wanted
+    x: Array, branch: tuple[Array, ...], scale: Array, bias: Array, eps: float, dtype: Any
+) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
+    total, y = residual_norm(x, branch, scale, bias, eps, dtype)
+    types = tuple(jnp.zeros(0, part.dtype) for part in branch)  # of which nothing else is wanted
+    return (total, y), (total, scale, types)
 
 
 def _residual_norm_backward(
-    eps: float, dtype: Any, saved: tuple[Array, ...], gradients: tuple[Array, Array]
-) -> tuple[Array, ...]:
-    total, scale, delta = saved
+    eps: float, dtype: Any, saved: tuple[Any, ...], gradients: tuple[Array, Array]
+) -> tuple[Any, ...]:
+    total, scale, types = saved
     d_total, dy = gradients
-    settings = eps, (delta.dtype,)
-    return _fused_by_platform(_norm_gradient, fused_norm.backward, settings, total, scale, dy, d_total)
+    settings = eps, tuple(part.dtype for part in types)
+    dx, *d_branch, d_scale, d_bias = _fused_by_platform(
+        _norm_gradient, fused_norm.backward, settings, total, scale, dy, d_total
+    )
+    return dx, tuple(d_branch), d_scale, d_bias
 
 
 residual_norm.defvjp(_residual_norm_forward, _residual_norm_backward)
@@ -163,10 +167,9 @@ def _norm(eps: float, dtype: Any, x: Array, scale: Array, bias: Array) -> tuple[
     return ((normal * scale + bias).astype(dtype),)
 
 
-def _residual_norm(
-    eps: float, dtype: Any, x: Array, delta: Array, scale: Array, bias: Array
-) -> tuple[Array, Array]:
-    total = (x + delta).astype(x.dtype)
+def _residual_norm(eps: float, dtype: Any, x: Array, delta: Array, *vectors: Array) -> tuple[Array, Array]:
+    *delta_bias, scale, bias = vectors
+    total = (x + sum(delta_bias, start=_wide(delta))).astype(x.dtype)
     return total, *_norm(eps, dtype, total, scale, bias)
 
 
@@ -178,9 +181,10 @@ def _norm_gelu(eps: float, dtype: Any, x: Array, scale: Array, bias: Array) -> t
 def _norm_gradient(
     eps: float, types: tuple[Any, ...], x: Array, scale: Array, dy: Array, *d_x: Array
 ) -> tuple[Array, ...]:
-    """The gradients of x, of others like it but of these types, of scale and of bias.
+    """The gradients of x, of the parts of a branch in it, of scale and of bias.
 
-    `d_x`: what comes to x from elsewhere, or nothing.
+    `types`: those of the parts: none, delta's, or delta's and its bias's. `d_x`: what comes to x from
+    elsewhere, or nothing.
     """
     normal, factor = _normal(x, eps)
     dy = dy.astype(normal.dtype)
@@ -189,8 +193,8 @@ def _norm_gradient(
     dx = factor * (d_normal - jnp.mean(d_normal, axis=-1, keepdims=True) - normal * along)
     dx = sum(d_x, start=dx)
     rows = tuple(range(x.ndim - 1))
-    d_scale, d_bias = jnp.sum(dy * normal, axis=rows), jnp.sum(dy, axis=rows)
-    return *(dx.astype(kind) for kind in (x.dtype, *types)), d_scale, d_bias
+    d_branch = [dx.astype(kind) for kind in types[:1]] + [jnp.sum(dx, axis=rows) for _ in types[1:]]
+    return dx.astype(x.dtype), *d_branch, jnp.sum(dy * normal, axis=rows), jnp.sum(dy, axis=rows)
 
 
 def _normal(x: Array, eps: float) -> tuple[Array, Array]:
@@ -204,22 +208,22 @@ def _normal(x: Array, eps: float) -> tuple[Array, Array]:
 # --- Dense maps ---------------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def dense(x: Array, kernel: Array, bias: Array, precision: str = "highest") -> Array:
-    """The last axis of `x` with the first of `kernel`, and the bias: [..., I], [I, *O], [*O] to [..., *O].
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: Array, kernel: Array, precision: str = "highest") -> Array:
+    """The last axis of `x` with the first of `kernel`, in their type: [..., I], [I, *O] to [..., *O].
 
-    Computed in the type of x and kernel; the bias's gradient is summed in float32. For the automatic gradient
-    XLA transposes that of the output in memory on a CPU, even where it is the larger operand.
+    For the automatic gradient XLA transposes that of the output in memory on a CPU, even where it is the
+    larger operand.
     """
-    return jnp.tensordot(x, kernel, 1, precision=precision) + bias.astype(x.dtype)
+    return jnp.tensordot(x, kernel, 1, precision=precision)
 
 
-def _dense_forward(x: Array, kernel: Array, bias: Array, precision: str) -> tuple[Array, tuple[Array, ...]]:
-    return dense(x, kernel, bias, precision), (x, kernel, bias)
+def _product_forward(x: Array, kernel: Array, precision: str) -> tuple[Array, tuple[Array, Array]]:
+    return product(x, kernel, precision), (x, kernel)
 
 
-def _dense_backward(precision: str, saved: tuple[Array, ...], dy: Array) -> tuple[Array, Array, Array]:
-    x, kernel, bias = saved
+def _product_backward(precision: str, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = saved
     rows = list(range(x.ndim - 1))
     flat_dy, flat_kernel = dy.reshape(*x.shape[:-1], -1), kernel.reshape(len(kernel), -1)
     dx = jnp.tensordot(flat_dy, flat_kernel.T, 1, precision=precision)
@@ -227,10 +231,24 @@ def _dense_backward(precision: str, saved: tuple[Array, ...], dy: Array) -> tupl
         d_kernel = jnp.tensordot(x, dy, (rows, rows), precision=precision)
     else:
         d_kernel = jnp.moveaxis(jnp.tensordot(dy, x, (rows, rows), precision=precision), -1, 0)
-    return dx, d_kernel, jnp.sum(_wide(dy), axis=rows).astype(bias.dtype)
+    return dx, d_kernel
 
 
-dense.defvjp(_dense_forward, _dense_backward)
+product.defvjp(_product_forward, _product_backward)
+
+
+@jax.custom_vjp
+def add_bias(x: Array, bias: Array) -> Array:
+    """[..., *O] and [*O], in the type of x; the bias's gradient is summed in float32."""
+    return x + bias.astype(x.dtype)
+
+
+def _add_bias_backward(bias: Array, dy: Array) -> tuple[Array, Array]:
+    rows = tuple(range(dy.ndim - bias.ndim))
+    return dy, jnp.sum(_wide(dy), axis=rows).astype(bias.dtype)
+
+
+add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), _add_bias_backward)
 
 
 # --- Attention's gates --------------------------------------------------------------------------------------
@@ -284,7 +302,7 @@ def _by_head(x: Array, kernel: Array) -> Array:
 def _gates_and_slopes(
     precision: str, x: Array, kernel: Array, bias: Array, const: Array
 ) -> tuple[Array, ...]:
-    groups = _wide(dense(_by_head(x, kernel), kernel, bias, precision))
+    groups = _wide(add_bias(product(_by_head(x, kernel), kernel, precision), bias))
     sums = groups.reshape(*groups.shape[:3], 2, 4).sum(-1)
     a, b = jax.nn.sigmoid(sums).transpose(3, 0, 2, 1)
     const = const[:, None]

@@ -47,7 +47,8 @@ def test_kernels_equal_the_definitions(
     kind, delta_kind, dtype = types.split()
     x, d_x = 3 + normal(0, *shape, dtype=kind), normal(1, *shape, dtype=kind)
     delta, dy = normal(2, *shape, dtype=delta_kind), normal(3, *shape, dtype=dtype)
-    scale, bias = normal(4, shape[-1]), normal(5, shape[-1])
+    scale, bias, delta_bias = (normal(seed, shape[-1]) for seed in (4, 5, 6))
+    branch_types = delta.dtype, delta_bias.dtype
 
     @jax.jit
     def fused() -> list[tuple[jax.Array, ...]]:
@@ -55,9 +56,11 @@ def test_kernels_equal_the_definitions(
         return [
             fused_norm.forward(EPS, dtype, x, scale, bias, **how),
             fused_norm.forward(EPS, dtype, x, delta, scale, bias, **how),
+            fused_norm.forward(EPS, dtype, x, delta, delta_bias, scale, bias, **how),
             fused_norm.forward(EPS, dtype, x, scale, bias, gelu=True, **how),
             fused_norm.backward(EPS, (), x, scale, dy, **how),
-            fused_norm.backward(EPS, (delta.dtype,), x, scale, dy, d_x, **how),
+            fused_norm.backward(EPS, branch_types[:1], x, scale, dy, d_x, **how),
+            fused_norm.backward(EPS, branch_types, x, scale, dy, d_x, **how),
         ]
 
     @jax.jit
@@ -65,9 +68,11 @@ def test_kernels_equal_the_definitions(
         return [
             ops._norm(EPS, dtype, x, scale, bias),
             ops._residual_norm(EPS, dtype, x, delta, scale, bias),
+            ops._residual_norm(EPS, dtype, x, delta, delta_bias, scale, bias),
             ops._norm_gelu(EPS, dtype, x, scale, bias),
             ops._norm_gradient(EPS, (), x, scale, dy),
-            ops._norm_gradient(EPS, (delta.dtype,), x, scale, dy, d_x),
+            ops._norm_gradient(EPS, branch_types[:1], x, scale, dy, d_x),
+            ops._norm_gradient(EPS, branch_types, x, scale, dy, d_x),
         ]
 
     for got, expected in zip(fused(), plain(), strict=True):
@@ -77,9 +82,8 @@ def test_kernels_equal_the_definitions(
 def test_padded_rows_are_not_seen_without_an_epsilon() -> None:
     """Their variance is 0."""
     x, dy, scale = normal(0, 1, 3, 16), normal(1, 1, 3, 16), normal(2, 16)
-    equal(
-        fused_norm.backward(0.0, (), x, scale, dy, interpret=True), ops._norm_gradient(0.0, (), x, scale, dy)
-    )
+    for arguments in [(0.0, (), x, scale, dy), (0.0, (x.dtype, x.dtype), x, scale, dy, x)]:
+        equal(fused_norm.backward(*arguments, interpret=True), ops._norm_gradient(*arguments))
 
 
 def test_erf() -> None:
@@ -93,8 +97,8 @@ def test_lowers_for_cuda(dtype: Any) -> None:
     triton = "__gpu$xla.gpu.triton"
     x, delta, vector = normal(0, 2, 5, 24), normal(1, 2, 5, 24).astype(dtype), jnp.ones(24)
 
-    def kernels(function: Any, *arrays: jax.Array) -> int:
-        def gradient(*arrays: jax.Array) -> Any:
+    def kernels(function: Any, *arrays: Any) -> int:
+        def gradient(*arrays: Any) -> Any:
             y, pull = jax.vjp(function, *arrays)
             return y, pull(y)
 
@@ -106,20 +110,21 @@ def test_lowers_for_cuda(dtype: Any) -> None:
         return exported.mlir_module().count(f"@{triton}")
 
     assert kernels(lambda *a: ops.layer_norm(*a, EPS, dtype), x, vector, vector) == 2
-    assert kernels(lambda *a: ops.residual_norm(*a, EPS, dtype), x, delta, vector, vector) == 2
+    for branch in [(delta,), (delta, vector)]:
+        assert kernels(lambda *a: ops.residual_norm(*a, EPS, dtype), x, branch, vector, vector) == 2
     assert kernels(lambda *a: ops.norm_gelu(*a, EPS, dtype), delta, vector, vector) == 1
 
 
 @pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
 def test_sharded_over_devices() -> None:
-    """Each device runs the kernels on its own rows; the gradients of scale and bias alone are summed."""
+    """Each device runs the kernels on its own rows; the gradients of vectors alone are summed."""
     x, delta, dy, d_x = (normal(i, 8, 3, 16) for i in range(4))
-    scale, bias = normal(4, 16), normal(5, 16)
+    delta_bias, scale, bias = (normal(i, 16) for i in (4, 5, 6))
 
     def both(forward: Any, backward: Any, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-        x, delta, scale, bias, dy, d_x = arrays
-        total, y = forward(EPS, jnp.float32, x, delta, scale, bias)
-        return total, y, *backward(EPS, (jnp.bfloat16,), total, scale, dy, d_x)
+        x, delta, delta_bias, scale, bias, dy, d_x = arrays
+        total, y = forward(EPS, jnp.float32, x, delta, delta_bias, scale, bias)
+        return total, y, *backward(EPS, (jnp.bfloat16, jnp.float32), total, scale, dy, d_x)
 
     def fused(*arrays: jax.Array) -> tuple[jax.Array, ...]:
         def interpreted(kernel: Any) -> Any:
@@ -129,8 +134,8 @@ def test_sharded_over_devices() -> None:
 
     mesh = sharding.make_mesh(fsdp=2)
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    placed = (rows, rows, whole, whole, rows, rows)
-    arrays = (x, delta, scale, bias, dy, d_x)
+    placed = (rows, rows, whole, whole, whole, rows, rows)
+    arrays = (x, delta, delta_bias, scale, bias, dy, d_x)
     everything = [jax.device_put(array, place) for array, place in zip(arrays, placed, strict=True)]
     compiled = jax.jit(fused, in_shardings=placed).lower(*everything).compile()
     program = compiled.as_text()

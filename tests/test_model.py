@@ -16,12 +16,15 @@ from reference import NO_REGULARISATION, Reference, attention_mask, pad, tiny_re
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention, _compute_mask_indices
 
 from flax_wavlm import WavLMConfig, WavLMForCTC, port, sharding
+from flax_wavlm.dropout import dropout
 from flax_wavlm.model import (
+    EncoderLayer,
     merge,
     relative_buckets,
     span_mask,
     split,
     structure,
+    total,
 )
 
 DEEP = 1e-4  # tolerance for a whole model in float32
@@ -264,6 +267,51 @@ def test_dropout_masks_differ_between_layers(large_reference: Reference) -> None
     assert all(set(np.unique(np.round(mask, 3))) == {0.0, 2.0} for mask in masks)
     for one, other in ((0, 1), (1, 2), (0, 2)):
         assert 0.4 < np.mean(masks[one] == masks[other]) < 0.6
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_biases_are_dropped_with_their_products(large_reference: Reference, rate: float) -> None:
+    """A layer against the formula, in a training call: dropout is of a branch's output, bias and all."""
+    config = large_reference.config.replace(**NO_REGULARISATION | {"hidden_dropout": rate})
+    layer = EncoderLayer(config, nnx.Rngs(0))
+    for number, dense in enumerate((layer.attention.out, layer.feed_forward.down), start=1):
+        dense.bias.set_value(jnp.full(config.hidden_size, float(number)))
+    x, delta = jax.random.normal(jax.random.key(0), (2, 2, 50, config.hidden_size))
+    bias = jnp.arange(float(config.hidden_size))
+    keys = jax.random.split(jax.random.key(1), 4)
+
+    def attend(qkv: jax.Array, gates: jax.Array, key: jax.Array) -> jax.Array:
+        return qkv[:, :, 0]
+
+    stream = (x, delta, bias) if rate == 0 else (x, delta)
+    new = layer(stream, attend, jax.random.key(1))
+    assert len(new) == len(stream)
+    expected = x + delta + bias if rate == 0 else x + delta
+    product, bias = layer.attention(layer.attention_norm(expected), attend, keys[0])
+    expected += dropout(product + bias, rate, keys[1])
+    product, bias = layer.feed_forward(layer.final_norm(expected), keys[2])
+    expected += dropout(product + bias, rate, keys[3])
+    np.testing.assert_allclose(total(new), expected, rtol=0, atol=SIMPLE)
+
+
+def test_layerdrop_drops_biases_too(large_reference: Reference) -> None:
+    """Of three layers the last two are dropped, and their biases get no gradient."""
+    overrides = NO_REGULARISATION | {"layerdrop": 1.0}
+    graphdef, params = split(port.load(large_reference.folder, overrides=overrides))
+    biases = params["wavlm"]["encoder"]["layers"]["feed_forward"]["down"]["bias"]
+    biases += jnp.arange(1.0, 4)[:, None]
+
+    def loss(biases: jax.Array) -> tuple[jax.Array, jax.Array]:
+        params["wavlm"]["encoder"]["layers"]["feed_forward"]["down"]["bias"] = biases
+        x = jax.random.normal(jax.random.key(0), (1, 4000))
+        logits, _, states = merge(graphdef, params)(x, key=jax.random.key(0), with_states=True)
+        return jnp.sum(jnp.square(logits)), states
+
+    gradient, states = jax.jit(jax.grad(loss, has_aux=True))(biases)
+    np.testing.assert_array_equal(states[2], states[1])
+    np.testing.assert_array_equal(states[3], states[1])
+    assert np.abs(gradient[0]).max() > 0
+    np.testing.assert_array_equal(gradient[1:], 0)
 
 
 def test_layerdrop_never_drops_the_first_layer(large_reference: Reference, speech: list) -> None:

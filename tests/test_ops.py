@@ -49,41 +49,53 @@ def test_layer_norm() -> None:
     vjp_equal(lambda *arrays: ops.layer_norm(*arrays, 1e-5, jnp.float64), normalised, x, scale, bias)
 
 
-def test_residual_norm() -> None:
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_residual_norm(with_bias: bool) -> None:
     """The sum and its norm, both with gradients."""
     random = np.random.default_rng(0)
-    (x, delta), (scale, bias) = random.standard_normal((2, 2, 7, 12)), random.standard_normal((2, 12))
+    (x, delta), vectors = random.standard_normal((2, 2, 7, 12)), random.standard_normal((2 + with_bias, 12))
 
-    def ours(*arrays: jax.Array) -> jax.Array:
-        return jnp.concatenate(ops.residual_norm(*arrays, 1e-5, jnp.float64), axis=-1)
+    def ours(
+        x: jax.Array, delta: jax.Array, scale: jax.Array, bias: jax.Array, *delta_bias: Any
+    ) -> jax.Array:
+        both = ops.residual_norm(x, (delta, *delta_bias), scale, bias, 1e-5, jnp.float64)
+        return jnp.concatenate(both, axis=-1)
 
-    def definition(x: jax.Array, delta: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-        return jnp.concatenate([x + delta, normalised(x + delta, scale, bias)], axis=-1)
+    def definition(
+        x: jax.Array, delta: jax.Array, scale: jax.Array, bias: jax.Array, delta_bias: Any = 0
+    ) -> jax.Array:
+        total = x + delta + delta_bias
+        return jnp.concatenate([total, normalised(total, scale, bias)], axis=-1)
 
-    vjp_equal(ours, definition, x, delta, scale, bias)
+    vjp_equal(ours, definition, x, delta, *vectors)
 
 
 def test_residual_norm_keeps_types() -> None:
-    """A stream in float32, a branch and its norm in bfloat16; d delta is d x, rounded."""
+    """A stream in float32, a branch and its norm in bfloat16; d delta is d x, rounded, all else is not."""
     x, delta, ones = jnp.ones((3, 8)), jnp.arange(24, dtype=jnp.bfloat16).reshape(3, 8), jnp.ones(8)
-    y, gradient = jax.vjp(lambda *a: ops.residual_norm(*a, 1e-5, jnp.bfloat16), x, delta, ones, ones)
-    dx, d_delta, *others = gradient(y)
-    types = [array.dtype for array in (*y, dx, d_delta, *others)]
-    assert types == ["float32", "bfloat16", "float32", "bfloat16", "float32", "float32"]
+    delta_bias = jnp.full(8, 0.3)  # another number in bfloat16
+    branch = delta, delta_bias
+    y, gradient = jax.vjp(lambda *a: ops.residual_norm(*a, 1e-5, jnp.bfloat16), x, branch, ones, ones)
+    dx, (d_delta, d_delta_bias), *others = gradient(y)
+    types = [array.dtype for array in (*y, dx, d_delta, d_delta_bias, *others)]
+    assert types == ["float32", "bfloat16", "float32", "bfloat16", *["float32"] * 3]
+    np.testing.assert_array_equal(y[0], x + (delta.astype(jnp.float32) + delta_bias))
     np.testing.assert_array_equal(dx.astype(jnp.bfloat16), d_delta)
+    np.testing.assert_allclose(d_delta_bias, dx.sum(0), rtol=1e-6)
 
 
 def test_norms_under_vmap() -> None:
     random = np.random.default_rng(0)
     x, delta, scale = (jnp.asarray(random.standard_normal(shape)) for shape in [(4, 3, 8), (4, 3, 8), (8,)])
 
-    def loss(x: jax.Array, delta: jax.Array) -> jax.Array:
-        total, y = ops.residual_norm(x, delta, scale, scale, 1e-5, jnp.float32)
+    def loss(x: jax.Array, delta: jax.Array, delta_bias: jax.Array) -> jax.Array:
+        total, y = ops.residual_norm(x, (delta, delta_bias), scale, scale, 1e-5, jnp.float32)
         return jnp.sum(jnp.square(total) * y)
 
-    gradient = jax.grad(loss, argnums=(0, 1))
-    expected = [gradient(*pair) for pair in zip(x, delta, strict=True)]
-    for got, rows in zip(jax.vmap(gradient)(x, delta), zip(*expected, strict=True), strict=True):
+    gradient = jax.grad(loss, argnums=(0, 1, 2))
+    expected = [gradient(*pair, scale) for pair in zip(x, delta, strict=True)]
+    vmapped = jax.vmap(gradient, in_axes=(0, 0, None))(x, delta, scale)
+    for got, rows in zip(vmapped, zip(*expected, strict=True), strict=True):
         np.testing.assert_allclose(got, jnp.stack(rows), rtol=1e-5, atol=1e-6)
 
 
@@ -140,13 +152,17 @@ def test_layer_norm_rounds_its_result_alone(dtype: str) -> None:
     np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=tolerance, atol=tolerance)
 
 
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    return ops.add_bias(ops.product(x, kernel), bias)
+
+
 @pytest.mark.parametrize("outputs", [(5,), (30,), (3, 10)])  # narrower than the input, and wider
 def test_dense(outputs: tuple[int, ...]) -> None:
     random = np.random.default_rng(0)
     x, kernel = random.standard_normal((2, 7, 12)), random.standard_normal((12, *outputs))
     letters = "op"[: len(outputs)]
     vjp_equal(
-        ops.dense,
+        dense,
         lambda x, kernel, bias: jnp.einsum(f"bti,i{letters}->bt{letters}", x, kernel) + bias,
         *(x, kernel, random.standard_normal(outputs)),
     )
@@ -155,7 +171,7 @@ def test_dense(outputs: tuple[int, ...]) -> None:
 def test_bias_gradient_is_summed_in_float32() -> None:
     """Thousands of rows in bfloat16, whose own sum stops growing at 256."""
     x, kernel, bias = jnp.ones((5000, 1), jnp.bfloat16), jnp.ones((1, 3), jnp.bfloat16), jnp.zeros(3)
-    _, gradient = jax.vjp(ops.dense, x, kernel, bias)
+    _, gradient = jax.vjp(dense, x, kernel, bias)
     np.testing.assert_array_equal(gradient(jnp.ones((5000, 3), jnp.bfloat16))[2], 5000)
 
 
