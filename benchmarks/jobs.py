@@ -17,13 +17,15 @@ CPU = (
 )
 LARGE = "train_step.py --device cuda --size large --batch 32 --dtype bfloat16"
 CUDA = (
-    f"{LARGE} --baseline B1 B2 B3",
+    LARGE,
+    f"{LARGE} --baseline B2 B3",
     f"{LARGE} --recipe",
     f"{LARGE} --keep_features",
-    f"{LARGE} --seconds 8 --baseline B1 B3",
+    f"{LARGE} --seconds 8",
+    f"{LARGE} --seconds 8 --baseline B3",
     "parity.py --device cuda",
     "profile_step.py --device cuda --size large --batch 32 --dtype bfloat16 --steps 5",
-    "inference.py --device cuda --size large --clips 512 --batch 32 --dtype bfloat16 --one_by_one",
+    "inference.py --device cuda --size large --clips 256 --batch 32 --dtype bfloat16",
     "startup.py --device cuda",
     "scaling.py --device cuda --size large --layers 24 --batch 8 --dtype bfloat16 --blocks 3 --steps 10",
 )

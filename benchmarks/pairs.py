@@ -207,7 +207,7 @@ def row(
 
 
 def write(options: argparse.Namespace, ran: str, device: str, rows: list[dict[str, Any]]) -> None:
-    """Prints the rows, and puts them in place of those that the same command gave before."""
+    """Prints the rows, and puts them in place of those of the same command, and of the same jobs."""
     for line in rows:
         print(f"{describe(line)}")
     folder = options.results or (None if options.rehearse else RESULTS)
@@ -218,7 +218,8 @@ def write(options: argparse.Namespace, ran: str, device: str, rows: list[dict[st
     kept = json.loads(path.read_text())["rows"] if path.exists() else []
     common = {"command": ran, "environment": environment()}
     new = [line | common for line in rows]
-    old = [line for line in kept if line["command"] != ran]
+    jobs = {line["job"] for line in rows}
+    old = [line for line in kept if line["command"] != ran and line["job"] not in jobs]
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as scratch:
         json.dump({"benchmark": name, "device": device, "rows": old + new}, scratch, indent=1)

@@ -9,11 +9,10 @@ model.py: B clips, T frames, H heads, K head size.
     cudnn    cuDNN's fused kernel: NVIDIA GPUs, bfloat16, no attention dropout. Holds the bias [B, H, T, T].
     pallas   our fused kernels, forward and backward: attention dropout on a GPU only. Memory is linear in T.
 
-All have run on an H100, forward and backward, but for ours with dropout, which is compiled for one so far and
-tested as interpreted. `auto` takes ours on a GPU in bfloat16, where it was the fastest in a trial that is not
-among the benchmarks' results, and the plain one in float32. For TPUs ours is compiled, but has not run on one
-yet, so the limits for them are estimates. `choose` says which of them a call takes, and why; our kernels are
-in fused_attention.py and, for GPUs, fused_attention_gpu.py.
+All have run on an H100, forward and backward. `auto` takes ours on a GPU in bfloat16, where it was the fastest
+in a trial that is not among the benchmarks' results, and the plain one in float32. For TPUs ours is compiled,
+but has not run on one yet, so the limits for them are estimates. `choose` says which of them a call takes, and
+why; our kernels are in fused_attention.py and, for GPUs, fused_attention_gpu.py.
 """
 
 from __future__ import annotations
@@ -27,14 +26,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_wavlm import fused_attention, fused_attention_gpu
+from flax_wavlm import fused_attention, fused_attention_gpu, ops
 from flax_wavlm.config import WavLMConfig
 from flax_wavlm.dropout import apply, kept
 from flax_wavlm.errors import UserError
 
 Array = jax.Array
-Attend = Callable[[Array, Array, Array | None], Array]
-"""(q, k and v [B, T, 3, H, K], gate [B, H, T] float32, key of attention dropout or None) -> [B, T, H, K]."""
+Attend = Callable[[Array, Array, Array, Array | None], Array]
+"""(q, k and v [B, T, 3, H, K], their biases [3, H, K], gate [B, H, T] float32, key of attention dropout or
+None) -> [B, T, H, K]."""
 
 # --- Which one ----------------------------------------------------------------------------------------------
 
@@ -162,10 +162,11 @@ def prepare(config: WavLMConfig, table: Array, valid: Array | None, batch: int, 
     if name == "pallas" and jax.default_backend() == "gpu":
         tiles = fused_attention_gpu.prepare_bias(table, config.dtype)
 
-        def on_gpu(qkv: Array, gate: Array, key: Array | None) -> Array:
+        def on_gpu(qkv: Array, qkv_bias: Array, gate: Array, key: Array | None) -> Array:
             seed = None if key is None else jax.random.bits(key, (2,), jnp.uint32)
+            arrays = qkv, qkv_bias, gate, tiles, frames
             return fused_attention_gpu.attention(
-                qkv, gate, tiles, frames, rate=config.attention_dropout, seed=seed, exact=exact
+                *arrays, rate=config.attention_dropout, seed=seed, exact=exact
             )
 
         return on_gpu
@@ -181,8 +182,13 @@ def prepare(config: WavLMConfig, table: Array, valid: Array | None, batch: int, 
 
 
 def _apart(function: Callable[[Array, Array, Array, Array, Array | None], Array]) -> Attend:
-    """For a function of q, k and v as three arrays."""
-    return lambda qkv, gate, key: function(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], gate, key)
+    """For a function of q, k and v as three arrays, their biases added."""
+
+    def attend(qkv: Array, qkv_bias: Array, gate: Array, key: Array | None) -> Array:
+        qkv = ops.add_bias(qkv, qkv_bias)
+        return function(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], gate, key)
+
+    return attend
 
 
 FRAMES_GPU = 8  # on a GPU, T is made a multiple of it

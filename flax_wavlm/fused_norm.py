@@ -132,8 +132,8 @@ def store(ref: Any, x: Array, mask: Array | None) -> None:
     plgpu.store(ref, x.astype(ref.dtype), mask=mask)
 
 
-def call(interpret: bool, kernel: Any, **how: Any) -> Any:
-    params = plgpu.CompilerParams(num_warps=WARPS, num_stages=1)
+def call(interpret: bool, kernel: Any, *, warps: int = WARPS, **how: Any) -> Any:
+    params = plgpu.CompilerParams(num_warps=warps, num_stages=1)
     return pl.pallas_call(kernel, compiler_params=params, interpret=interpret, **how)
 
 
@@ -174,14 +174,101 @@ def _forward_kernel(tiles: _Tiles, eps: float, gelu: bool, parts: int, x_ref, *r
         x = x.astype(sum_ref.dtype).astype(x.dtype)  # the norm is that of what is stored
     normal, _ = tiles.normal(x, eps, mask)
     y = normal * load(scale_ref, columns) + load(bias_ref, columns)
-    store(y_ref, 0.5 * y * (1 + erf(y * math.sqrt(0.5))) if gelu else y, mask)
+    store(y_ref, erf_gelu(y) if gelu else y, mask)
 
 
-def erf(x: Array) -> Array:
-    """The error function to 1.5e-7 (Abramowitz & Stegun 1964, formula 7.1.26): Triton has none."""
-    t = 1 / (1 + 0.3275911 * jnp.abs(x))
-    series = 0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429)))
-    return jnp.sign(x) * (1 - t * series * jnp.exp(-jnp.square(x)))
+def erf_gelu(x: Array) -> Array:
+    """GELU with the error function to 1.5e-7 (Abramowitz & Stegun 1964, formula 7.1.26): Triton has none.
+
+    The formula is that of 1 - erf, which far from 0 keeps its digits: x, or 0, less a correction.
+    """
+    size = jnp.abs(x)
+    t = 1 / (1 + 0.3275911 * math.sqrt(0.5) * size)
+    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    return jnp.maximum(x, 0) - 0.5 * size * series * jnp.exp(-0.5 * x * x)
+
+
+# --- Of a convolution of one channel ------------------------------------------------------------------------
+
+# The first layer of the feature encoder: its output is the largest array of all, and to make it from one
+# channel is next to nothing. What counts is to write it once, and never to read it.
+
+FRAMES = 16  # at once: as few as a matrix product takes
+ROUNDS = 8  # of so many frames in a program, which reads the taps once
+WARPS_CONV = 8
+
+
+def conv_gelu(
+    stride: int, eps: float, dtype: Any, precision: str, *arrays: Array, interpret: bool = False
+) -> tuple[Array]:
+    """GELU of the layer norm of a convolution, in float32; the result [B, T, D] in `dtype`.
+
+    Args: audio [B, N], taps [K, D] of its type; in float32 the convolution's bias, the norm's scale and its
+        bias [D]. `interpret`: on any platform, for tests.
+    """
+    function = functools.partial(_conv_gelu, stride, eps, jnp.dtype(dtype), precision, interpret)
+    return sharding.by_rows(function, whole=(1, 2, 3, 4))(*arrays)
+
+
+def _conv_gelu(
+    stride: int, eps: float, dtype: Any, precision: str, interpret: bool, *arrays: Array
+) -> tuple[Array]:
+    (batch, samples), (count, size) = (array.shape for array in arrays[:2])
+    time = (samples - count) // stride + 1
+    tiles = _Tiles(time, size, pl.next_power_of_2(size), FRAMES)
+    vector = pl.BlockSpec((tiles.width,), lambda i, b: (0,))
+    result = call(
+        interpret,
+        functools.partial(_conv_gelu_kernel, tiles, stride, eps, precision),
+        warps=WARPS_CONV,
+        grid=(pl.cdiv(tiles.tiles, ROUNDS), batch),
+        in_specs=[
+            pl.BlockSpec((None, samples), lambda i, b: (b, 0)),
+            pl.BlockSpec((count, tiles.width), lambda i, b: (0, 0)),
+            *(vector, vector, vector),
+        ],
+        out_specs=pl.BlockSpec((None, time, tiles.width), lambda i, b: (b, 0, 0)),
+        out_shape=jax.ShapeDtypeStruct((batch, time, size), dtype),
+        name="conv_norm_gelu",
+    )(*arrays)
+    return (result,)
+
+
+def _conv_gelu_kernel(
+    tiles: _Tiles,
+    stride: int,
+    eps: float,
+    precision: str,
+    audio_ref,
+    taps_ref,
+    conv_bias_ref,
+    scale_ref,
+    bias_ref,
+    out_ref,
+):
+    program, columns, count = pl.program_id(0), tiles.column_mask(), taps_ref.shape[0]
+    tap = jnp.arange(max(16, pl.next_power_of_2(count)))  # as many as a matrix product takes
+    real = tap < count
+    there = real[:, None] & (True if columns is None else columns[None, :])
+    taps = plgpu.load(taps_ref.at[pl.ds(0, len(tap)), :], mask=there, other=0.0)
+    conv_bias, scale, bias = (load(ref, columns) for ref in (conv_bias_ref, scale_ref, bias_ref))
+    last = max(tiles.total - tiles.rows, 0)
+
+    def step(i: Array, _: None) -> None:
+        # The last tile begins early enough to be full, and makes some frames again: no mask.
+        first = jnp.minimum((program * ROUNDS + i) * tiles.rows, last)
+        frames = first + jnp.arange(tiles.rows)
+        mask = None
+        if columns is not None or tiles.total < tiles.rows:
+            mask = (frames < tiles.total)[:, None] & (True if columns is None else columns[None, :])
+        sample = frames[:, None] * stride + tap[None, :]
+        inside = (frames < tiles.total)[:, None] & real[None, :]
+        audio = plgpu.load(audio_ref.at[sample], mask=inside, other=0.0)  # [frames, taps]
+        x = jax.lax.dot(audio, taps, precision=precision, preferred_element_type=jnp.float32) + conv_bias
+        normal, _ = tiles.normal(_where(mask, x), eps, mask)
+        store(out_ref.at[pl.ds(first, tiles.rows), :], erf_gelu(normal * scale + bias), mask)
+
+    jax.lax.fori_loop(0, ROUNDS, step, None)
 
 
 # --- Backward -----------------------------------------------------------------------------------------------

@@ -130,15 +130,32 @@ class ConvLayer(nnx.Module):
             self.norm = LayerNorm(size_out, 1e-5, rngs)  # GroupNorm's parameters have the same shape
 
     def __call__(self, x: Array, lengths: Array | None) -> Array:  # [B, T', C'], [B] samples
-        x = self.conv(x)
         activation = self.config.feat_extract_activation
+        if self.config.feat_extract_norm == "layer" and activation == "gelu":
+            return self.norm.gelu(self.conv(x), self.config.dtype) if self.index else self.first(x)
+        x = self.conv(x)
         if self.config.feat_extract_norm == "layer":
-            if activation == "gelu":
-                return self.norm.gelu(x, self.config.dtype)
             x = self.norm(x)
         elif self.index == 0:
             x = self.group_norm(x, lengths)
         return ACTIVATIONS[activation](x).astype(self.config.dtype)
+
+    def first(self, x: Array) -> Array:  # [B, N, 1]
+        """The first layer at once, as its output is the largest array of all."""
+        config, conv = self.config, self.conv
+        dtype = jnp.dtype(config.dtype)
+        taps = conv.kernel[...].astype(dtype)[:, 0]
+        conv_bias = jnp.zeros(taps.shape[1]) if conv.bias is None else conv.bias[...]
+        return ops.conv_norm_gelu(
+            x[:, :, 0].astype(dtype),
+            taps,
+            conv_bias,
+            *self.norm.parameters(),
+            config.conv_stride[0],
+            self.norm.epsilon,
+            dtype,
+            config.matmul_precision,
+        )
 
     def group_norm(self, x: Array, lengths: Array | None) -> Array:
         """GroupNorm with one channel a group: every channel over time, biased variance, in float32."""
@@ -287,8 +304,8 @@ class Attention(nnx.Module):
         heads = config.num_attention_heads
         x = x.astype(config.dtype)
         x, gates = ops.gates(x, *self.gate.parameters(), self.gate_const[...], config.matmul_precision)
-        qkv = self.qkv(x).reshape(batch, time, 3, heads, size // heads)
-        return self.out.parts(attend(qkv, gates, key).reshape(batch, time, size))
+        qkv, bias = (y.reshape(*y.shape[:-1], heads, size // heads) for y in self.qkv.parts(x))
+        return self.out.parts(attend(qkv, bias, gates, key).reshape(batch, time, size))
 
 
 class FeedForward(nnx.Module):

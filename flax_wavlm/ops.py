@@ -162,6 +162,40 @@ def _norm_gelu_backward(eps: float, dtype: Any, saved: tuple[Array, ...], dy: Ar
 norm_gelu.defvjp(_norm_gelu_forward, _norm_gelu_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
+def conv_norm_gelu(
+    audio: Array,
+    taps: Array,
+    conv_bias: Array,
+    scale: Array,
+    bias: Array,
+    stride: int,
+    eps: float,
+    dtype: Any,
+    precision: str = "highest",
+) -> Array:
+    """`norm_gelu` of a convolution of one channel, without padding: [B, N], [K, D] and [D] to [B, T, D].
+
+    Keeps what comes in alone: what the convolution makes of it is many times larger.
+    """
+    settings = stride, eps, dtype, precision
+    arrays = audio, taps, conv_bias, scale, bias
+    (y,) = _fused_by_platform(_conv_norm_gelu, fused_norm.conv_gelu, settings, *arrays)
+    return y
+
+
+def _conv_norm_gelu_backward(
+    stride: int, eps: float, dtype: Any, precision: str, saved: tuple[Array, ...], dy: Array
+) -> tuple[Array, ...]:
+    plainly = functools.partial(_conv_norm_gelu, stride, eps, dtype, precision)
+    return jax.vjp(plainly, *saved)[1]((dy,))
+
+
+conv_norm_gelu.defvjp(
+    lambda *arguments: (conv_norm_gelu(*arguments), arguments[:5]), _conv_norm_gelu_backward
+)
+
+
 def _norm(eps: float, dtype: Any, x: Array, scale: Array, bias: Array) -> tuple[Array]:
     normal, _ = _normal(x, eps)
     return ((normal * scale + bias).astype(dtype),)
@@ -176,6 +210,27 @@ def _residual_norm(eps: float, dtype: Any, x: Array, delta: Array, *vectors: Arr
 def _norm_gelu(eps: float, dtype: Any, x: Array, scale: Array, bias: Array) -> tuple[Array]:
     (y,) = _norm(eps, _wide(x).dtype, x, scale, bias)
     return (gelu(y).astype(dtype),)
+
+
+def _conv_norm_gelu(
+    stride: int,
+    eps: float,
+    dtype: Any,
+    precision: str,
+    audio: Array,
+    taps: Array,
+    conv_bias: Array,
+    *norm: Array,
+) -> tuple[Array]:
+    x = jax.lax.conv_general_dilated(
+        audio[:, :, None],
+        taps[:, None],
+        window_strides=(stride,),
+        padding="VALID",
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        precision=precision,
+    )
+    return (norm_gelu(x + conv_bias.astype(x.dtype), *norm, eps, dtype),)
 
 
 def _norm_gradient(

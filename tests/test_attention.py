@@ -48,6 +48,11 @@ def inputs(batch: int, time: int, heads: int, size: int, dtype: str = "float32")
     return [q, k, v, 1 + 0.5 * normal(batch, heads, time), 2 * normal(heads, 2 * time - 1)]
 
 
+def biases(heads: int, size: int) -> jax.Array:
+    """Those of q, k and v."""
+    return jnp.asarray(np.random.default_rng(size).normal(size=(3, heads, size)), jnp.float32)
+
+
 def plain(*arrays: jax.Array, frames: Any, drop: Callable = lambda weights: weights) -> jax.Array:
     """The definition, word for word, differentiated by JAX."""
     q, k, v, gate, table = arrays
@@ -80,12 +85,16 @@ def by_pallas(*arrays: jax.Array, frames: Any, block: int | None = None) -> jax.
     return fused_attention.attention(*arrays, jnp.asarray(frames), block=block)
 
 
-def by_pallas_gpu(*arrays: jax.Array, frames: Any, block: int | None = None, **how: Any) -> jax.Array:
+def by_pallas_gpu(
+    *arrays: jax.Array, frames: Any, qkv_bias: jax.Array | None = None, block: int | None = None, **how: Any
+) -> jax.Array:
     """The kernels for GPUs, interpreted unless said otherwise."""
     q, k, v, gate, table = arrays
+    qkv = jnp.stack([q, k, v], axis=2)
+    qkv_bias = jnp.zeros(qkv.shape[2:]) if qkv_bias is None else qkv_bias
     bias = fused_attention_gpu.prepare_bias(table, q.dtype, block=block)
     how = {"interpret": True} | how
-    return fused_attention_gpu.attention(jnp.stack([q, k, v], axis=2), gate, bias, jnp.asarray(frames), **how)
+    return fused_attention_gpu.attention(qkv, qkv_bias, gate, bias, jnp.asarray(frames), **how)
 
 
 def plain_with_gpu_dropout(*arrays: jax.Array, frames: Any, rate: float, seed: jax.Array) -> jax.Array:
@@ -304,9 +313,10 @@ def test_layers_on_a_gpu_get_their_dropout(kind: str, monkeypatch: pytest.Monkey
     interpreted = functools.partial(fused_attention_gpu.attention, interpret=True)
     monkeypatch.setattr(fused_attention_gpu, "attention", interpreted)
     attend = attention.prepare(config, table, valid, 2, training=True)
-    qkv = jnp.stack([q, k, v], axis=2)
+    bias = biases(2, 16)
+    qkv = jnp.stack([q, k, v], axis=2) - bias
     one, same, other, none = (
-        attend(qkv, gate, None if number is None else jax.random.key(number, impl=kind))
+        attend(qkv, bias, gate, None if number is None else jax.random.key(number, impl=kind))
         for number in (0, 0, 1, None)
     )
     np.testing.assert_array_equal(one, same)
@@ -317,6 +327,47 @@ def test_layers_on_a_gpu_get_their_dropout(kind: str, monkeypatch: pytest.Monkey
             how = {"rate": 0.3, "seed": jax.random.bits(keep, (2,), jnp.uint32)}
         expected = plain_with_gpu_dropout(q, k, v, gate, table, frames=[11, 4], **how)
         np.testing.assert_allclose(out, expected, rtol=SIMPLE, atol=SIMPLE)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_biases_inside_the_kernels_for_gpus(dtype: str, rate: float) -> None:
+    """Against the definition, in float32, for q, k and v with their biases added.
+
+    In bfloat16 no further from it than twice the definition in bfloat16, which rounds what it adds them to.
+    """
+    frames, seed = [37, 20, 1], jnp.asarray(SEED)
+    rounded = inputs(3, 37, 2, 16, dtype)
+    exact = [x.astype(jnp.float32) for x in rounded]
+    bias = biases(2, 16)
+
+    def added(q: jax.Array, k: jax.Array, v: jax.Array, *rest: jax.Array, bias: jax.Array) -> jax.Array:
+        qkv = (x + b.astype(x.dtype) for x, b in zip((q, k, v), bias, strict=True))
+        return plain_with_gpu_dropout(*qkv, *rest, frames=frames, rate=rate, seed=seed)
+
+    def fused(*arrays: jax.Array, bias: jax.Array) -> jax.Array:
+        return by_pallas_gpu(*arrays, frames=frames, qkv_bias=bias, rate=rate, seed=seed)
+
+    def results(function: Callable, arrays: Arrays) -> list[np.ndarray]:
+        """Output and gradients, the last that of the biases."""
+        weight = np.random.default_rng(3).normal(size=exact[0].shape)
+
+        @jax.jit
+        @functools.partial(jax.value_and_grad, argnums=range(6), has_aux=True)
+        def loss(bias: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+            out = function(*arrays, bias=bias).astype(jnp.float32)
+            return jnp.sum(out * weight), out
+
+        (_, out), (d_bias, *gradients) = loss(bias, *arrays)
+        return [np.asarray(x, np.float32) for x in (out, *gradients, d_bias)]
+
+    got, expected = results(fused, rounded), results(added, exact)
+    assert not got[-1][1].any()  # that of k's bias, of which softmax knows nothing
+    for x, y, usual in zip(got, expected, results(added, rounded), strict=True):
+        if dtype == "float32":
+            np.testing.assert_allclose(x, y, rtol=SIMPLE, atol=SIMPLE * np.abs(y).max())
+        else:
+            assert np.linalg.norm(x - y) < 2 * np.linalg.norm(usual - y)
 
 
 @pytest.mark.parametrize("function", [by_xla, by_pallas, by_pallas_gpu, by_cudnn])
@@ -473,14 +524,15 @@ def test_dropout_does_not_depend_on_the_devices() -> None:
     arrays, frames = inputs(8, 11, 2, 16), np.arange(8) + 4
     weight = np.random.default_rng(2).normal(size=arrays[0].shape).astype(np.float32)
 
-    def loss(frames: jax.Array, seed: jax.Array, *arrays: jax.Array) -> jax.Array:
-        return jnp.sum(by_pallas_gpu(*arrays, frames=frames, block=8, rate=0.3, seed=seed) * weight)
+    def loss(frames: jax.Array, seed: jax.Array, qkv_bias: jax.Array, *arrays: jax.Array) -> jax.Array:
+        how = {"block": 8, "rate": 0.3, "seed": seed, "qkv_bias": qkv_bias}
+        return jnp.sum(by_pallas_gpu(*arrays, frames=frames, **how) * weight)
 
-    gradient = jax.value_and_grad(loss, argnums=range(2, 7))
+    gradient = jax.value_and_grad(loss, argnums=range(2, 8))
     mesh = sharding.make_mesh(fsdp=2)
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    places = (rows, whole, rows, rows, rows, rows, whole)
-    arguments = (jnp.asarray(frames), jnp.asarray(SEED), *arrays)
+    places = (rows, whole, whole, rows, rows, rows, rows, whole)
+    arguments = (jnp.asarray(frames), jnp.asarray(SEED), biases(2, 16), *arrays)
     everything = [jax.device_put(x, place) for x, place in zip(arguments, places, strict=True)]
     compiled = jax.jit(gradient, in_shardings=places).lower(*everything).compile()
     assert not re.search(r"all-gather|all-to-all|collective-permute", compiled.as_text())
@@ -636,11 +688,7 @@ def test_lowers_for_tpu(time: int, dtype: Any) -> None:
 def test_lowers_for_cuda(time: int, dtype: Any) -> None:
     """Forward and backward: one kernel, and three more."""
 
-    def fused(*arrays: jax.Array, frames: jax.Array) -> jax.Array:
-        q, k, v, gate, table = arrays
-        bias = fused_attention_gpu.prepare_bias(table, q.dtype)
-        return fused_attention_gpu.attention(jnp.stack([q, k, v], axis=2), gate, bias, frames)
-
+    fused = functools.partial(by_pallas_gpu, interpret=False)
     triton = "__gpu$xla.gpu.triton"
     exported = jax.export.export(
         jax.jit(layer_gradient(fused)),
