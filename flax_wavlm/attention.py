@@ -9,10 +9,10 @@ model.py: B clips, T frames, H heads, K head size.
     cudnn    cuDNN's fused kernel: NVIDIA GPUs, bfloat16, no attention dropout. Holds the bias [B, H, T, T].
     pallas   our fused kernels, forward and backward: attention dropout on a GPU only. Memory is linear in T.
 
-All have run on an H100, forward and backward. `auto` takes ours on a GPU in bfloat16, where it was the fastest
-in a trial that is not among the benchmarks' results, and the plain one in float32. For TPUs ours is compiled,
-but has not run on one yet, so the limits for them are estimates. `choose` says which of them a call takes, and
-why; our kernels are in fused_attention.py and, for GPUs, fused_attention_gpu.py.
+All have run on an H100, forward and backward. `auto` takes ours on a GPU in bfloat16, where it was the
+fastest in a trial that is not among the benchmarks' results, and the plain one in float32. For TPUs ours is
+compiled, but has not run on one yet, so the limits for them are estimates. `choose` says which of them a call
+takes, and why; our kernels are in fused_attention.py and, for GPUs, fused_attention_gpu.py.
 """
 
 from __future__ import annotations

@@ -595,12 +595,13 @@ def _key_kernel(
 
     def step(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         d_k, d_v, d_offset = carry  # [keys, K] twice, [keys]
-        q, d_out = kernels.load(q_ref, i, frames), kernels.load(d_out_ref, i, frames)
-        refs = (gate_ref, log_sum_ref, mean_ref, added_ref)
+        refs = (q_ref, d_out_ref, gate_ref, log_sum_ref, mean_ref)
+        q, d_out, gate, log_sum, mean = (kernels.load(ref, i, frames) for ref in refs)
+        added = None if words is None else kernels.load(added_ref, i, frames)
         _, weights, d_scores = _tile_gradient(
             kernels,
             (q, k, v, d_out),
-            (*(None if ref is None else kernels.load(ref, i, frames) for ref in refs), offset),
+            (gate, log_sum, mean, added, offset),
             bias_ref[i - j + kernels.count - 1],
             words,
             (i * block, j * block),
@@ -646,13 +647,13 @@ def _diagonal_kernel(
         def step(j: Array, total: Array) -> Array:
             i = j + diagonal
             k, v = (kernels.load(ref, j, frames, clip) for ref in (k_ref, v_ref))
-            q, d_out = (kernels.load(ref, i, frames, clip) for ref in (q_ref, d_out_ref))
-            refs = (gate_ref, log_sum_ref, mean_ref, added_ref)
-            gate, *more = (None if ref is None else kernels.load(ref, i, frames, clip) for ref in refs)
+            refs = (q_ref, d_out_ref, gate_ref, log_sum_ref, mean_ref)
+            q, d_out, gate, log_sum, mean = (kernels.load(ref, i, frames, clip) for ref in refs)
+            added = None if words is None else kernels.load(added_ref, i, frames, clip)
             _, _, d_scores = _tile_gradient(
                 kernels,
                 (q, k, v, d_out),
-                (gate, *more, offset_ref[clip, pl.ds(j * block, block)]),
+                (gate, log_sum, mean, added, offset_ref[clip, pl.ds(j * block, block)]),
                 bias,
                 words,
                 (i * block, j * block),

@@ -200,7 +200,7 @@ WARPS_CONV = 8
 
 def conv_gelu(
     stride: int, eps: float, dtype: Any, precision: str, *arrays: Array, interpret: bool = False
-) -> tuple[Array]:
+) -> tuple[Array, ...]:
     """GELU of the layer norm of a convolution, in float32; the result [B, T, D] in `dtype`.
 
     Args: audio [B, N], taps [K, D] of its type; in float32 the convolution's bias, the norm's scale and its
@@ -249,8 +249,8 @@ def _conv_gelu_kernel(
     program, columns, count = pl.program_id(0), tiles.column_mask(), taps_ref.shape[0]
     tap = jnp.arange(max(16, pl.next_power_of_2(count)))  # as many as a matrix product takes
     real = tap < count
-    there = real[:, None] & (True if columns is None else columns[None, :])
-    taps = plgpu.load(taps_ref.at[pl.ds(0, len(tap)), :], mask=there, other=0.0)
+    all_columns = True if columns is None else columns[None, :]
+    taps = plgpu.load(taps_ref.at[pl.ds(0, len(tap)), :], mask=real[:, None] & all_columns, other=0.0)
     conv_bias, scale, bias = (load(ref, columns) for ref in (conv_bias_ref, scale_ref, bias_ref))
     last = max(tiles.total - tiles.rows, 0)
 
@@ -258,11 +258,10 @@ def _conv_gelu_kernel(
         # The last tile begins early enough to be full, and makes some frames again: no mask.
         first = jnp.minimum((program * ROUNDS + i) * tiles.rows, last)
         frames = first + jnp.arange(tiles.rows)
-        mask = None
-        if columns is not None or tiles.total < tiles.rows:
-            mask = (frames < tiles.total)[:, None] & (True if columns is None else columns[None, :])
-        sample = frames[:, None] * stride + tap[None, :]
-        inside = (frames < tiles.total)[:, None] & real[None, :]
+        there = (frames < tiles.total)[:, None]
+        full = columns is None and tiles.total >= tiles.rows
+        mask: Array | None = None if full else there & all_columns
+        sample, inside = frames[:, None] * stride + tap[None, :], there & real[None, :]
         audio = plgpu.load(audio_ref.at[sample], mask=inside, other=0.0)  # [frames, taps]
         x = jax.lax.dot(audio, taps, precision=precision, preferred_element_type=jnp.float32) + conv_bias
         normal, _ = tiles.normal(_where(mask, x), eps, mask)

@@ -280,8 +280,8 @@ def test_biases_are_dropped_with_their_products(large_reference: Reference, rate
     bias = jnp.arange(float(config.hidden_size))
     keys = jax.random.split(jax.random.key(1), 4)
 
-    def attend(qkv: jax.Array, gates: jax.Array, key: jax.Array) -> jax.Array:
-        return qkv[:, :, 0]
+    def attend(qkv: jax.Array, qkv_bias: jax.Array, gates: jax.Array, key: jax.Array) -> jax.Array:
+        return qkv[:, :, 0] + qkv_bias[0]
 
     stream = (x, delta, bias) if rate == 0 else (x, delta)
     new = layer(stream, attend, jax.random.key(1))
