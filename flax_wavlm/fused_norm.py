@@ -260,11 +260,11 @@ def _conv_gelu_kernel(
         frames = first + jnp.arange(tiles.rows)
         there = (frames < tiles.total)[:, None]
         full = columns is None and tiles.total >= tiles.rows
-        mask: Array | None = None if full else there & all_columns
+        mask = None if full else there & all_columns
         sample, inside = frames[:, None] * stride + tap[None, :], there & real[None, :]
         audio = plgpu.load(audio_ref.at[sample], mask=inside, other=0.0)  # [frames, taps]
         x = jax.lax.dot(audio, taps, precision=precision, preferred_element_type=jnp.float32) + conv_bias
-        normal, _ = tiles.normal(_where(mask, x), eps, mask)
+        normal = tiles.normal(_where(mask, x), eps, mask)[0]
         store(out_ref.at[pl.ds(first, tiles.rows), :], erf_gelu(normal * scale + bias), mask)
 
     jax.lax.fori_loop(0, ROUNDS, step, None)
