@@ -1,4 +1,4 @@
-"""Layer norms as Triton kernels, for CUDA: a norm with what stands before or behind it reads memory once.
+"""Layer norms as Triton kernels, for CUDA, each with what stands before or behind it: one pass over memory.
 
 XLA makes three kernels of a norm (mean, variance, the rest), and more of its gradient. ops.py has the
 definitions, and says when these run. Letters of shapes: N rows (all axes but the last, as one), D.

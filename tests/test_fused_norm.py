@@ -91,6 +91,50 @@ def test_gelu() -> None:
     np.testing.assert_allclose(fused_norm.erf_gelu(x), ops.gelu(x), rtol=1e-6, atol=1e-6)
 
 
+def conv_inputs(clips: int, samples: int, taps: int, size: int, dtype: str) -> list[jax.Array]:
+    """Audio, taps, and three vectors."""
+    arrays = [normal(0, clips, samples, dtype=dtype), normal(1, taps, size, dtype=dtype)]
+    return arrays + [normal(i, size) for i in (2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride"),
+    [
+        ((2, 400, 10, 64), 5),  # 79 frames: the last tile makes some of those before again
+        ((2, 1285, 10, 32), 5),  # 256: two programs without a rest
+        ((1, 50, 3, 12), 2),  # 24, of channels that are padded
+        ((3, 29, 10, 16), 5),  # 4, fewer than a tile
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_convolution_equals_the_definition(shape: tuple[int, ...], stride: int, dtype: str) -> None:
+    arrays = conv_inputs(*shape, dtype)
+    settings = stride, EPS, jnp.dtype(dtype), "highest"
+    got = fused_norm.conv_gelu(*settings, *arrays, interpret=True)
+    if dtype == "bfloat16":  # the definition rounds what the convolution gives
+        arrays = [x.astype(jnp.float32) for x in arrays]
+        settings = stride, EPS, jnp.dtype("float32"), "highest"
+    (expected,) = ops._conv_norm_gelu(*settings, *arrays)
+    equal(got, [expected.astype(dtype)])
+
+
+@pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
+def test_convolution_is_sharded_over_devices() -> None:
+    arrays = conv_inputs(8, 100, 10, 16, "float32")
+    settings = 5, EPS, jnp.float32, "highest"
+    mesh = sharding.make_mesh(fsdp=2)
+    rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    placed = (rows, whole, whole, whole, whole)
+    everything = [jax.device_put(array, place) for array, place in zip(arrays, placed, strict=True)]
+    fused = jax.jit(lambda *a: fused_norm.conv_gelu(*settings, *a, interpret=True), in_shardings=placed)
+    compiled = fused.lower(*everything).compile()
+    assert not re.search(r"all-gather|all-to-all|collective-permute|all-reduce", compiled.as_text())
+    got = compiled(*everything)
+    equal(got, ops._conv_norm_gelu(*settings, *arrays))
+    assert got[0].sharding.is_equivalent_to(rows, 3)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_lowers_for_cuda(dtype: Any) -> None:
     """One kernel forward and one backward; of GELU the forward alone."""
@@ -113,6 +157,8 @@ def test_lowers_for_cuda(dtype: Any) -> None:
     for branch in [(delta,), (delta, vector)]:
         assert kernels(lambda *a: ops.residual_norm(*a, EPS, dtype), x, branch, vector, vector) == 2
     assert kernels(lambda *a: ops.norm_gelu(*a, EPS, dtype), delta, vector, vector) == 1
+    arrays = conv_inputs(2, 400, 10, 24, dtype)
+    assert kernels(lambda *a: ops.conv_norm_gelu(*a, 5, EPS, dtype), *arrays) == 1
 
 
 @pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")

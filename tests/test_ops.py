@@ -132,6 +132,21 @@ def test_norm_gelu_is_both_after_another(dtype: str) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+def test_conv_norm_gelu() -> None:
+    random = np.random.default_rng(0)
+    audio, taps = random.standard_normal((2, 50)), random.standard_normal((10, 8))
+    vectors = random.standard_normal((3, 8))
+
+    def definition(audio: jax.Array, taps: jax.Array, conv_bias: jax.Array, *norm: jax.Array) -> jax.Array:
+        windows = jnp.stack([audio[:, 3 * t : 3 * t + 10] for t in range(14)], axis=1)
+        return jax.nn.gelu(normalised(windows @ taps + conv_bias, *norm), approximate=False)
+
+    def ours(*arrays: jax.Array) -> jax.Array:
+        return ops.conv_norm_gelu(*arrays, 3, 1e-5, jnp.float64)
+
+    vjp_equal(ours, definition, audio, taps, *vectors)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_layer_norm_rounds_its_result_alone(dtype: str) -> None:
     """Also of what comes in rounded: mean and variance in float32. The gradient has the type of x."""
