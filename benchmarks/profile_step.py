@@ -61,7 +61,7 @@ def _plain(name: str) -> str:
 KERNELS = {
     r"nvjet|gemm|cutlass": "matrix products by cuBLAS, of any part",
     r"sdpa|fmha|matmul_dq|compute_dot_do_o": "attention by cuDNN",
-    r"^attention_(forward|backward)": "attention by our kernels",
+    r"^(attention_(forward|backward)|gates_backward)": "attention by our kernels",
     r"^(layer|residual)_norm": "layer norms, residuals, LayerDrop",
     r"^ctc_forward": "ctc_loss",
     r"memcpy|memset": "moving and filling arrays",
