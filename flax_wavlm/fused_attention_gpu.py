@@ -148,15 +148,20 @@ def _attention(how: _How, *arrays: Array) -> Array:
     return _attention_forward(how, *arrays)[0]
 
 
-def _attention_forward(how: _How, *arrays: Array) -> tuple[Array, tuple[Array, ...]]:
-    out, *more = sharding.by_rows(functools.partial(_forward, how), whole=(1, 3, 4))(*arrays)
-    return out, (*arrays[:6], out, *more, *arrays[6:])
+def _attention_forward(
+    how: _How, *arrays: Array
+) -> tuple[Array, tuple[tuple[Array, ...], tuple[Array, ...]]]:
+    made = sharding.by_rows(functools.partial(_forward, how), whole=(1, 3, 4))(*arrays)
+    return made[0], (arrays, made)
 
 
-def _attention_backward(how: _How, saved: tuple[Array, ...], d_out: Array) -> tuple[Array | None, ...]:
+def _attention_backward(
+    how: _How, saved: tuple[tuple[Array, ...], tuple[Array, ...]], d_out: Array
+) -> tuple[Array | None, ...]:
+    given, made = saved
     function = sharding.by_rows(functools.partial(_backward, how), whole=(1, 3, 4), summed=(1, 3))
-    gradients = function(*saved[:9], d_out, *saved[9:])
-    return *gradients, *[None] * (len(saved) - 7)
+    gradients = function(*given[:6], *made, d_out, *given[6:])
+    return *gradients, *[None] * (len(given) - 4)
 
 
 _attention.defvjp(_attention_forward, _attention_backward)

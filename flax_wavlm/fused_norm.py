@@ -191,7 +191,8 @@ def erf_gelu(x: Array) -> Array:
 # --- Of a convolution of one channel ------------------------------------------------------------------------
 
 # The first layer of the feature encoder: its output is the largest array of all, and to make it from one
-# channel is next to nothing. What counts is to write it once, and never to read it.
+# channel is next to nothing. What counts is to write it once, and never to read it. Letters of shapes here:
+# B clips, N samples, T frames, K taps, D.
 
 FRAMES = 16  # at once: as few as a matrix product takes
 ROUNDS = 8  # of so many frames in a program, which reads the taps once

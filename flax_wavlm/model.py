@@ -131,17 +131,21 @@ class ConvLayer(nnx.Module):
 
     def __call__(self, x: Array, lengths: Array | None) -> Array:  # [B, T', C'], [B] samples
         activation = self.config.feat_extract_activation
-        if self.config.feat_extract_norm == "layer" and activation == "gelu":
-            return self.norm.gelu(self.conv(x), self.config.dtype) if self.index else self.first(x)
+        norms = self.config.feat_extract_norm == "layer"
+        at_once = norms and activation == "gelu"
+        if at_once and self.index == 0:
+            return self.first(x)
         x = self.conv(x)
-        if self.config.feat_extract_norm == "layer":
+        if at_once:
+            return self.norm.gelu(x, self.config.dtype)
+        if norms:
             x = self.norm(x)
         elif self.index == 0:
             x = self.group_norm(x, lengths)
         return ACTIVATIONS[activation](x).astype(self.config.dtype)
 
     def first(self, x: Array) -> Array:  # [B, N, 1]
-        """The first layer at once, as its output is the largest array of all."""
+        """Convolution, norm and activation at once, as what is between them is the largest array of all."""
         config, conv = self.config, self.conv
         dtype = jnp.dtype(config.dtype)
         taps = conv.kernel[...].astype(dtype)[:, 0]
@@ -322,7 +326,7 @@ class FeedForward(nnx.Module):
             x = ACTIVATIONS[self.config.hidden_act](x)
             return self.down.parts(dropout(x, self.config.activation_dropout, key))
 
-        # Of what is F wide only the activation's input is kept for the backward pass.
+        # Of what is F wide a loop over layers keeps only the activation's input for the backward pass.
         return jax.checkpoint(down, prevent_cse=False)(self.up(x))  # [B, T, F] between
 
 
@@ -350,6 +354,7 @@ class EncoderLayer(nnx.Module):
         self.final_norm = LayerNorm(config.hidden_size, config.layer_norm_eps, rngs, dtype)
 
     def __call__(self, stream: Stream, attend: attention.Attend, key: Array | None) -> Stream:
+        """One state to the next, in as many parts."""
         x, *branch = stream
         keys = [None] * 4 if key is None else list(jax.random.split(key, 4))
 

@@ -1,5 +1,6 @@
 """The benchmarks run, count right, and need no more than they say."""
 
+import argparse
 import importlib
 import json
 import os
@@ -56,6 +57,20 @@ def test_target_is_on_the_ratio_where_there_is_one():
     assert pairs.row("a", "s", 9.0, ratio=ratio, at_most=0.6)["met"] is False
     assert pairs.row("a", "s", 9.0, at_most=8)["met"] is False
     assert pairs.row("a", "s", 9.0, at_least=8)["met"] is True
+
+
+def test_results_are_replaced_by_command_and_by_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    options = argparse.Namespace(results=tmp_path, rehearse=False)
+
+    def write(ran: str, **rows: float) -> dict[str, float]:
+        pairs.write(options, ran, "cpu", [pairs.row(job, "s", ours) for job, ours in rows.items()])
+        found = json.loads((tmp_path / "script-cpu.json").read_text())["rows"]
+        return {row["job"]: row["ours"] for row in found}
+
+    assert write("first", a=1.0, b=2.0) == {"a": 1.0, "b": 2.0}
+    assert write("second", b=3.0, c=4.0) == {"a": 1.0, "b": 3.0, "c": 4.0}
+    assert write("second", c=5.0) == {"a": 1.0, "c": 5.0}
 
 
 def test_table_is_what_the_results_say():

@@ -4,24 +4,10 @@ import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
+from kernels import equal, normal
 
 from flax_wavlm import fused_gates, ops, sharding
-
-
-def normal(seed: int, *shape: int, dtype: str = "float32") -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
-
-
-def equal(got: Any, expected: Any) -> None:
-    """In types too; a result in bfloat16 to its last bit."""
-    for a, b in zip(got, expected, strict=True):
-        assert a.dtype == b.dtype
-        tolerance = 1e-5 if a.dtype == jnp.float32 else 2**-7
-        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max() / 4)
 
 
 def arrays_of(shape: tuple[int, int, int, int], dtype: str) -> tuple[jax.Array, ...]:
