@@ -12,10 +12,12 @@ import numpy as np
 from pairs import peak_rss
 from workload import BLANK, LEARNING_RATE
 
-from flax_wavlm import port, sharding
-from flax_wavlm.model import split
-from flax_wavlm.optim import adamw, linear_schedule, partition
-from flax_wavlm.step import init_state, jit_encode, jit_train_step, make_train_step, with_features
+from flax_wavlm.models.parameters import partition, split
+from flax_wavlm.parallel import sharding
+from flax_wavlm.porting.load import load_model
+from flax_wavlm.training.optimizer import adamw, linear_schedule
+from flax_wavlm.training.state import init_state
+from flax_wavlm.training.step import jit_encode, jit_train_step, make_train_step, with_features
 
 
 class FlaxTraining:
@@ -27,7 +29,7 @@ class FlaxTraining:
     def __init__(self, folder: Path, overrides: dict[str, Any], keep_features: bool = False):
         self.keep_features = keep_features
         mesh = sharding.make_mesh()
-        model = port.load(
+        model = load_model(
             folder, overrides=overrides, placement=lambda _, shape: sharding.parameter_sharding(mesh, shape)
         )
         graphdef, params = split(model)

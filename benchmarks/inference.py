@@ -29,7 +29,8 @@ def save_model(folder: Path, chosen: dict[str, Any]) -> None:
     import torch
     import transformers
 
-    from flax_wavlm.text import CTCTokenizer, Preprocessor
+    from flax_wavlm.data.preprocessor import Preprocessor
+    from flax_wavlm.data.tokenizer import CTCTokenizer
 
     torch.manual_seed(0)
     tokenizer = CTCTokenizer.from_texts(["abcdefghijklmnopqrstuvwxyz'"])
@@ -45,7 +46,7 @@ def save_model(folder: Path, chosen: dict[str, Any]) -> None:
 
 def make_clips(count: int) -> list[np.ndarray]:
     """Stretches of a speech-like signal, 1 to 8 s, 3 s in the mean: TIMIT's lengths."""
-    from flax_wavlm.verify import speech_like
+    from flax_wavlm.porting.verify import speech_like
 
     random = np.random.default_rng(0)
     seconds = np.clip(random.lognormal(np.log(2.9), 0.3, count), 1, 8)
@@ -57,7 +58,7 @@ class FlaxRecogniser:
     """The package's own, as scripts/transcribe.py calls it."""
 
     def __init__(self, folder: Path, clips: list[np.ndarray], batch: int, dtype: str):
-        from flax_wavlm.transcribe import Recogniser
+        from flax_wavlm.recognition.recogniser import Recogniser
 
         self.recogniser = Recogniser.from_pretrained(folder, dtype=dtype)
         self.clips, self.batch = clips, batch

@@ -46,9 +46,9 @@ class FlaxInput:
     """The package's decoding, plan and iterator, as train.py strings them together."""
 
     def __init__(self, paths: list[Path], batch: int, buckets: int, threads: int):
-        from flax_wavlm.config import WavLMConfig
-        from flax_wavlm.corpora import Utterance
-        from flax_wavlm.text import CTCTokenizer
+        from flax_wavlm.data.corpora.utterance import Utterance
+        from flax_wavlm.data.tokenizer import CTCTokenizer
+        from flax_wavlm.models.config import WavLMConfig
 
         random = np.random.default_rng(1)
         texts = ["".join(random.choice(list(LETTERS), 38)) for _ in paths]
@@ -60,7 +60,7 @@ class FlaxInput:
         self._decode(cached=True)
 
     def _decode(self, cached: bool) -> list[Any]:
-        from flax_wavlm.batches import decode_clips
+        from flax_wavlm.data.clips import decode_clips
 
         clips, skipped = decode_clips(
             self.speech,
@@ -73,7 +73,8 @@ class FlaxInput:
         return clips
 
     def _epoch(self, clips: list[Any]) -> None:
-        from flax_wavlm.batches import Batches, choose_buckets, train_iterator
+        from flax_wavlm.data.batches import Batches, train_iterator
+        from flax_wavlm.data.buckets import choose_buckets
 
         self.lengths = lengths = np.array([len(clip.samples) for clip in clips])
         chosen = choose_buckets(
@@ -96,7 +97,8 @@ class FlaxInput:
 
     def least(self, shapes: int) -> float:
         """Padding of the best plan of full batches with so many shapes, odd frame counts allowed."""
-        from flax_wavlm.batches import choose_buckets, plan_epoch
+        from flax_wavlm.data.batches import plan_epoch
+        from flax_wavlm.data.buckets import choose_buckets
 
         best = choose_buckets(self.lengths, shapes, batch_size=self.batch)
         return plan_epoch(self.lengths, self.batch, best, seed=0, epoch=0).padding(self.lengths)

@@ -55,16 +55,18 @@ class FlaxSide:
         import jax.numpy as jnp
         import optax
 
-        from flax_wavlm import port, sharding
-        from flax_wavlm.model import merge, split
-        from flax_wavlm.optim import combine, partition
-        from flax_wavlm.step import init_state, jit_train_step, make_train_step
+        from flax_wavlm.models.parameters import combine, merge, partition, split
+        from flax_wavlm.parallel import sharding
+        from flax_wavlm.porting.load import load_model
+        from flax_wavlm.porting.save import hf_tensors
+        from flax_wavlm.training.state import init_state
+        from flax_wavlm.training.step import jit_train_step, make_train_step
 
         keep = optax.GradientTransformation(
             lambda params: jax.tree.map(jnp.zeros_like, params),
             lambda grads, _, __: (jax.tree.map(jnp.zeros_like, grads), grads),
         )
-        model = port.load(self.folder, overrides={"dtype": dtype, "attention": attention})
+        model = load_model(self.folder, overrides={"dtype": dtype, "attention": attention})
         graphdef, params = split(model)
         mesh = sharding.make_mesh(1)
         batch = sharding.put_batch(mesh, self.batch)
@@ -74,7 +76,7 @@ class FlaxSide:
         state = init_state(*partition(params, freeze_feature_encoder=True), keep)
         step = make_train_step(graphdef, keep, blank_id=workload.BLANK, reduction="mean", seed=0)
         state = jit_train_step(step, mesh, state)(state, batch)
-        tensors = port.hf_tensors(model.config, combine(state.opt_state, state.frozen))
+        tensors = hf_tensors(model.config, combine(state.opt_state, state.frozen))
         gradients = {name: value for name, value in tensors.items() if "feature_extractor" not in name}
         return Outcome(np.asarray(logits), gradients), np.asarray(frames)
 

@@ -74,11 +74,13 @@ class Compilation:
     def __init__(self, chosen: dict[str, Any], clips: int, seconds: float):
         import jax
 
-        from flax_wavlm import sharding
-        from flax_wavlm.config import WavLMConfig
-        from flax_wavlm.model import structure
-        from flax_wavlm.optim import adamw, linear_schedule, partition
-        from flax_wavlm.step import init_state, jit_encode, jit_train_step, make_train_step, with_features
+        from flax_wavlm.models.config import WavLMConfig
+        from flax_wavlm.models.heads import structure
+        from flax_wavlm.models.parameters import partition
+        from flax_wavlm.parallel import sharding
+        from flax_wavlm.training.optimizer import adamw, linear_schedule
+        from flax_wavlm.training.state import init_state
+        from flax_wavlm.training.step import jit_encode, jit_train_step, make_train_step, with_features
 
         start = time.perf_counter()
         config = WavLMConfig(**chosen)
@@ -112,12 +114,12 @@ def write_checkpoint(folder: Path, chosen: dict[str, Any]) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from flax_wavlm import port
-    from flax_wavlm.config import WavLMConfig
+    from flax_wavlm.models.config import WavLMConfig
+    from flax_wavlm.porting.table import table
 
     config = WavLMConfig(**chosen)
     random = np.random.default_rng(0)
-    tensors = {entry.name: random.random(entry.shape, np.float32) for entry in port.table(config)}
+    tensors = {entry.name: random.random(entry.shape, np.float32) for entry in table(config)}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config.to_hf()))
 
@@ -128,12 +130,12 @@ class FlaxPort:
     def __init__(self, folder: Path):
         import jax
 
-        from flax_wavlm import port
-        from flax_wavlm.model import split
+        from flax_wavlm.models.parameters import split
+        from flax_wavlm.porting.load import load_model
 
         jax.devices()
         start = time.perf_counter()
-        jax.block_until_ready(split(port.load(folder))[1])
+        jax.block_until_ready(split(load_model(folder))[1])
         self.taken = time.perf_counter() - start
         self.peak = pairs.peak_rss()
 

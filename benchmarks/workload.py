@@ -110,7 +110,7 @@ def step_flops(chosen: dict[str, Any], clips: int, seconds: float) -> dict[str, 
     Products only, 2 for each multiplication and addition; 3 times the forward pass where there is a backward
     one. The padded shapes count, not the clips' own lengths.
     """
-    from flax_wavlm.config import WavLMConfig
+    from flax_wavlm.models.config import WavLMConfig
 
     config = WavLMConfig(**chosen)
     size, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads

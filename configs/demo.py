@@ -8,8 +8,8 @@ Measured: WER 0.025, 307 s from the command to the exported model, on 2 shared c
 (benchmarks/results/parity-cpu.txt).
 """
 
-from flax_wavlm.config import WavLMConfig
-from flax_wavlm.train_config import (
+from flax_wavlm.models.config import WavLMConfig
+from flax_wavlm.training.config import (
     DataSettings,
     LoopSettings,
     ModelSettings,

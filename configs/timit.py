@@ -12,7 +12,7 @@ with `wer_hf_padded`; its clip-by-clip `wer` was probably about 0.16.
 
 import os
 
-from flax_wavlm.train_config import DataSettings, LoopSettings, ModelSettings, OptimSettings, TrainConfig
+from flax_wavlm.training.config import DataSettings, LoopSettings, ModelSettings, OptimSettings, TrainConfig
 
 
 def get_config() -> TrainConfig:

@@ -15,7 +15,7 @@ the training clips falls by more than half in 60 steps (measured by tests/test_t
 
 import os
 
-from flax_wavlm.train_config import DataSettings, LoopSettings, ModelSettings, OptimSettings, TrainConfig
+from flax_wavlm.training.config import DataSettings, LoopSettings, ModelSettings, OptimSettings, TrainConfig
 
 HELD_OUT = ("dr1-mcpm0", "dr4-falr0", "dr5-ftlg0", "dr7-madd0")
 

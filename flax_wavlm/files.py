@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +119,29 @@ def local_copy(source: str | Path, patterns: list[str]) -> Path:
             f"{one_line(error)} "
             "Check the name, the network and HF_HUB_OFFLINE, or download it and give its folder"
         ) from error
+
+
+def local_folder(folder_or_hub_id: str | Path, files: list[str]) -> Path:
+    folder = local_copy(folder_or_hub_id, files)
+    if not is_folder(folder):
+        raise UserError(f"{folder}: is not a folder; expected the folder of a checkpoint, or a hub id")
+    return folder
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that it is never seen half-written."""
+    scratch = path.with_name(f".{path.name}.writing")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Makes a failure to write there a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written: {error.strerror or error}. See to the disk's space and permissions; "
+            "the same command then resumes"
+        ) from None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from flax_wavlm import cli
+from flax_wavlm.cli import app as cli
 from flax_wavlm.errors import UserError
 
 VERIFY = flags.DEFINE_bool("verify", False, "Compare with transformers' PyTorch model.")
@@ -22,8 +22,8 @@ def main(arguments: list[str]) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # converting needs no accelerator, nor should it wait for one
-    from flax_wavlm.convert import convert
-    from flax_wavlm.verify import read_clip, require_torch, verify
+    from flax_wavlm.porting.convert import convert
+    from flax_wavlm.porting.verify import read_clip, require_torch, verify
 
     source, folder = arguments
     if CLIP.value and not VERIFY.value:

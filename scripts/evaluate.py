@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import flags
 
-from flax_wavlm import cli
+from flax_wavlm.cli import app as cli
 from flax_wavlm.errors import UserError
 
 MODEL = flags.DEFINE_string("model", None, "Fine-tuned checkpoint: a folder or a hub id.", required=True)
@@ -29,12 +29,12 @@ FIELDS = "corpus|held_out_speakers|audio_column|text_column|hub_config"  # of a 
 
 
 def main(arguments: list[str]) -> None:
-    from flax_wavlm import corpora
-    from flax_wavlm.evaluate import figures_line, write_predictions
-    from flax_wavlm.transcribe import Recogniser
+    from flax_wavlm.data.corpora.load import load_corpus
+    from flax_wavlm.recognition.evaluate import figures_line, write_predictions
+    from flax_wavlm.recognition.recogniser import Recogniser
 
     try:
-        utterances, unusable = corpora.load_corpus(
+        utterances, unusable = load_corpus(
             CORPUS.value,
             DATA.value,
             SPLIT.value,

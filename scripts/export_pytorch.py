@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from flax_wavlm import cli
+from flax_wavlm.cli import app as cli
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
@@ -15,7 +15,7 @@ STEP = flags.DEFINE_string("step", "best", "best (by word error rate), latest, o
 
 
 def main(arguments: list[str]) -> None:
-    from flax_wavlm.export import export_run
+    from flax_wavlm.training.export import export_run
 
     step = export_run(Path(WORKDIR.value), Path(OUTPUT.value), STEP.value)
     print(f"step {step} of {WORKDIR.value} is in {OUTPUT.value}")

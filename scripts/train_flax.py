@@ -10,7 +10,7 @@ JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set.
 from absl import flags
 from ml_collections import config_flags
 
-from flax_wavlm import cli
+from flax_wavlm.cli import app as cli
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.", lock_config=False)
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default: runs/ and the recipe's name.")
@@ -20,10 +20,10 @@ MULTIHOST = flags.DEFINE_bool("multihost", False, "Join the cluster's other proc
 def main(arguments: list[str]) -> None:
     overridden = config_flags.get_override_values(flags.FLAGS["config"]) if CONFIG.value else ()
     config = cli.resolve(CONFIG.value, WORKDIR.value, overridden)
-    from flax_wavlm import processes
+    from flax_wavlm.parallel import processes
 
     processes.join(MULTIHOST.value)
-    from flax_wavlm.train import train
+    from flax_wavlm.training.train import train
 
     train(config)
 

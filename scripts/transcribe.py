@@ -9,7 +9,7 @@ import sys
 
 from absl import flags
 
-from flax_wavlm import cli
+from flax_wavlm.cli import app as cli
 from flax_wavlm.errors import UserError
 
 MODEL = flags.DEFINE_string("model", None, "Fine-tuned checkpoint: a folder or a hub id.", required=True)
@@ -19,7 +19,7 @@ MAX_SECONDS = flags.DEFINE_float("max_seconds", 60.0, "A longer file is an error
 
 
 def main(files: list[str]) -> None:
-    from flax_wavlm.transcribe import Recogniser
+    from flax_wavlm.recognition.recogniser import Recogniser
 
     recogniser = Recogniser.from_pretrained(MODEL.value, dtype=DTYPE.value)
     failures = 0

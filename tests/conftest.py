@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from reference import KINDS, Reference, tiny_reference
+from helpers.reference import KINDS, Reference, tiny_reference
 
 
 @pytest.fixture(scope="session", params=KINDS)
@@ -86,9 +86,9 @@ def timit_sample() -> Path:
 @pytest.fixture(scope="session")
 def speech(timit_sample: Path) -> list[np.ndarray]:
     """Eight real clips of unequal lengths, 1.5 to 4.5 s, float32, zero mean and unit variance."""
-    from flax_wavlm.audio import read_audio
-    from flax_wavlm.corpora import read_timit_sample
-    from flax_wavlm.text import Preprocessor
+    from flax_wavlm.data.audio import read_audio
+    from flax_wavlm.data.corpora.timit import read_timit_sample
+    from flax_wavlm.data.preprocessor import Preprocessor
 
     utterances, _ = read_timit_sample(timit_sample, "train", held_out_speakers=("dr8-mbcg0",))
     preprocess = Preprocessor(do_normalize=True, return_attention_mask=True)

@@ -26,18 +26,20 @@ import safetensors.torch
 import soundfile
 import torch
 import transformers
-from fake_timit import build_fake_timit
-from reference import Reference, tiny_reference
+from helpers.fake_timit import build_fake_timit
+from helpers.reference import Reference, tiny_reference
 
-from flax_wavlm import UserError, WavLMConfig, port
-from flax_wavlm.batches import usable_clips
-from flax_wavlm.convert import convert
-from flax_wavlm.corpora import load_corpus
-from flax_wavlm.export import export_run
-from flax_wavlm.text import CTCTokenizer, Preprocessor
-from flax_wavlm.train import train
-from flax_wavlm.train_config import DataSettings, LoopSettings, ModelSettings, OptimSettings, TrainConfig
-from flax_wavlm.transcribe import Recogniser
+from flax_wavlm import UserError, WavLMConfig
+from flax_wavlm.data.clips import usable_clips
+from flax_wavlm.data.corpora.load import load_corpus
+from flax_wavlm.data.preprocessor import Preprocessor
+from flax_wavlm.data.tokenizer import CTCTokenizer
+from flax_wavlm.porting.convert import convert
+from flax_wavlm.porting.load import load_model
+from flax_wavlm.recognition.recogniser import Recogniser
+from flax_wavlm.training.config import DataSettings, LoopSettings, ModelSettings, OptimSettings, TrainConfig
+from flax_wavlm.training.export import export_run
+from flax_wavlm.training.train import train
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 RATE = 16_000
@@ -585,7 +587,7 @@ TIMIT = [
 def edited(
     change: Callable[[dict[str, torch.Tensor]], object], **config: Any
 ) -> Callable[[Path, Reference], Any]:
-    """port.load of the tiny checkpoint with other tensors or another config.json."""
+    """port.load_model of the tiny checkpoint with other tensors or another config.json."""
 
     def give(folder: Path, tiny: Reference) -> Any:
         state = {name: tensor.clone() for name, tensor in tiny.model.state_dict().items()}
@@ -593,7 +595,7 @@ def edited(
         safetensors.torch.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         values = json.loads((tiny.folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(values | config))
-        return port.load(folder)
+        return load_model(folder)
 
     return give
 
@@ -618,7 +620,7 @@ def other_model(kind: str) -> Callable[[Path, Reference], Any]:
             hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, conv_dim=(4,) * 7
         )
         getattr(transformers, f"{kind}ForCTC")(config).save_pretrained(folder)
-        return port.load(folder)
+        return load_model(folder)
 
     return give
 
@@ -643,7 +645,7 @@ def pickled(name: str, *, index: bool = False) -> Callable[[Path, Reference], An
             content = json.dumps({"weight_map": {"lm_head.bias": name}})
             (folder / "pytorch_model.bin.index.json").write_text(content)
         try:
-            return port.load(folder if name.endswith(".bin") else folder / name)
+            return load_model(folder if name.endswith(".bin") else folder / name)
         finally:
             assert not (folder / "ran").exists()
 
@@ -674,7 +676,7 @@ def microsoft(**changes: Any) -> Callable[[Path, Reference], Any]:
     def give(folder: Path, tiny: Reference) -> Any:
         kept = {name: value for name, value in cfg.items() if value is not None}
         torch.save({"cfg": kept, "model": {"mask_emb": torch.ones(16)}}, folder / "WavLM.pt")
-        return port.load(folder / "WavLM.pt")
+        return load_model(folder / "WavLM.pt")
 
     return give
 
@@ -684,7 +686,7 @@ def state_dict(content: Any) -> Callable[[Path, Reference], Any]:
 
     def give(folder: Path, tiny: Reference) -> Any:
         torch.save(content, folder / "weights.pth")
-        return port.load(folder / "weights.pth")
+        return load_model(folder / "weights.pth")
 
     return give
 
@@ -693,7 +695,7 @@ def listless(folder: Path) -> None:
     folder.chmod(0o300)
     try:
         with without_roots_rights():
-            port.load(folder)
+            load_model(folder)
     finally:
         folder.chmod(0o700)
 
@@ -704,7 +706,7 @@ def index(**weight_map: Any) -> Callable[[Path, Reference], Any]:
     def give(folder: Path, tiny: Reference) -> Any:
         (folder / "config.json").write_bytes((tiny.folder / "config.json").read_bytes())
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-        return port.load(folder)
+        return load_model(folder)
 
     return give
 
@@ -788,12 +790,12 @@ CHECKPOINTS = [
     ),
     Case(
         "a truncated safetensors file",
-        damaged(cut, port.load),
+        damaged(cut, load_model),
         error=r"model\.safetensors: not a whole safetensors file",
     ),
     Case(
         "a flipped bit in safetensors' header",
-        damaged(flip_header, port.load),
+        damaged(flip_header, load_model),
         error=r"model\.safetensors: not a whole safetensors file",
     ),
     Case(
@@ -872,42 +874,42 @@ CHECKPOINTS = [
     ),
     Case(
         "a folder without weights",
-        damaged(lambda folder: (folder / "model.safetensors").unlink(), port.load),
+        damaged(lambda folder: (folder / "model.safetensors").unlink(), load_model),
         error=r"copy: has none of model\.safetensors, .*; found added_tokens\.json, config\.json",
     ),
     Case(
         "a config that is cut off",
-        damaged(lambda folder: (folder / "config.json").write_text('{"model_type'), port.load),
+        damaged(lambda folder: (folder / "config.json").write_text('{"model_type'), load_model),
         error=r"config\.json: not JSON",
     ),
     Case(
         "a config without permission",
-        damaged(lambda folder: (folder / "config.json").chmod(0), port.load),
+        damaged(lambda folder: (folder / "config.json").chmod(0), load_model),
         error=r"config\.json: cannot read it \(Permission denied\)",
     ),
     Case(
         "weights without permission",
-        damaged(lambda folder: (folder / "model.safetensors").chmod(0), port.load),
+        damaged(lambda folder: (folder / "model.safetensors").chmod(0), load_model),
         error=r"model\.safetensors: cannot be read: Permission denied",
     ),
     Case(
         "a config with a dropout of 7",
-        damaged(rewrite("config.json", layerdrop=7), port.load),
+        damaged(rewrite("config.json", layerdrop=7), load_model),
         error=r"config\.json: layerdrop is 7\.0, expected between 0 and 1",
     ),
     Case(
         "a config with an Inf",
-        damaged(rewrite("config.json", layer_norm_eps=float("inf")), port.load),
+        damaged(rewrite("config.json", layer_norm_eps=float("inf")), load_model),
         error=r"config\.json: layer_norm_eps is inf, expected a finite number",
     ),
     Case(
         "a path that does not exist",
-        lambda folder, tiny: port.load(folder / "no"),
+        lambda folder, tiny: load_model(folder / "no"),
         error=r"/no: no such file or folder, and not a hub id",
     ),
     Case(
         "the home folder of nobody",
-        lambda folder, tiny: port.load("~no-such-user/model"),
+        lambda folder, tiny: load_model("~no-such-user/model"),
         error=r"~no-such-user/model: no such file or folder",
     ),
     Case(
@@ -915,7 +917,7 @@ CHECKPOINTS = [
     ),
     Case(
         "an unknown hub id, offline",
-        lambda folder, tiny: port.load("nobody/no-such-model"),
+        lambda folder, tiny: load_model("nobody/no-such-model"),
         error=r"nobody/no-such-model: no such file or folder here, .*HF_HUB_OFFLINE",
     ),
     Case(
@@ -1033,7 +1035,7 @@ def script(name: str, *arguments: str, recipe: str = "", **files: bytes) -> Call
 
 RECIPE = """
 from flax_wavlm import WavLMConfig
-from flax_wavlm.train_config import TrainConfig
+from flax_wavlm.training.config import TrainConfig
 
 def get_config():
     config = TrainConfig(name="tiny")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runs import (
+from helpers.runs import (
     TEST_CLIPS,
     TRAIN_CLIPS,
     Trainer,

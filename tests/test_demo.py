@@ -14,8 +14,8 @@ import pytest
 import soundfile
 import transformers
 
-from flax_wavlm.report import evaluations, read_metrics
-from flax_wavlm.transcribe import Recogniser
+from flax_wavlm.recognition.recogniser import Recogniser
+from flax_wavlm.training.report.metrics import evaluations, read_metrics
 
 ROOT = Path(__file__).parent.parent
 MAX_WER = 0.05

@@ -21,19 +21,27 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from helpers.reference import tiny_reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import tiny_reference
 
-from flax_wavlm import UserError, WavLMConfig, port
-from flax_wavlm.audio import duration_seconds, read_audio
-from flax_wavlm.batches import FILLER, Batches, Clip, choose_buckets, eval_batches, min_ctc_frames
-from flax_wavlm.corpora import read_manifest, read_timit_sample
-from flax_wavlm.ctc import collapse
-from flax_wavlm.metrics import error_rates
-from flax_wavlm.model import structure
-from flax_wavlm.report import read_metrics
-from flax_wavlm.text import CTCTokenizer, Preprocessor, normalise
+from flax_wavlm import UserError, WavLMConfig
+from flax_wavlm.data.audio import duration_seconds, read_audio
+from flax_wavlm.data.batches import FILLER, Batches, eval_batches
+from flax_wavlm.data.buckets import choose_buckets
+from flax_wavlm.data.clips import Clip, min_ctc_frames
+from flax_wavlm.data.corpora.manifest import read_manifest
+from flax_wavlm.data.corpora.timit import read_timit_sample
+from flax_wavlm.data.preprocessor import Preprocessor
+from flax_wavlm.data.tokenizer import CTCTokenizer, normalise
+from flax_wavlm.models.heads import structure
+from flax_wavlm.porting.names import canonical_names
+from flax_wavlm.porting.pretrained import open_weights
+from flax_wavlm.porting.save import hf_tensors
+from flax_wavlm.porting.table import HEAD, MASK_EMBEDDING, table
+from flax_wavlm.recognition.decoding import collapse
+from flax_wavlm.recognition.metrics import error_rates
+from flax_wavlm.training.report.metrics import read_metrics
 
 PROPERTY = settings(derandomize=True, deadline=None, max_examples=60)
 SLOWER_PROPERTY = settings(PROPERTY, max_examples=20)
@@ -289,7 +297,7 @@ def microsoft_norms(name: str, config: WavLMConfig) -> str:
 @settings(PROPERTY, max_examples=12)
 @given(architectures(), st.integers(0, 2**31 - 1))
 def test_every_name_has_one_place_and_back(config: WavLMConfig, seed: int) -> None:
-    entries = port.table(config)
+    entries = table(config)
     names = [entry.name for entry in entries]
     assert len(set(names)) == len(names)
     rng = np.random.default_rng(seed)
@@ -304,8 +312,8 @@ def test_every_name_has_one_place_and_back(config: WavLMConfig, seed: int) -> No
         array[entry.index] = entry.layout.to_ours(theirs[entry.name])
         count[entry.index] += 1
     assert all((leaf == 1).all() for leaf in jax.tree.leaves(filled))  # every element, once
-    again = port.hf_tensors(config, ours)
-    assert set(names) - set(again) <= {port.MASK_EMBEDDING}
+    again = hf_tensors(config, ours)
+    assert set(names) - set(again) <= {MASK_EMBEDDING}
     for name, array in again.items():
         np.testing.assert_array_equal(array, theirs[name], err_msg=name, strict=True)
 
@@ -314,11 +322,11 @@ def test_every_name_has_one_place_and_back(config: WavLMConfig, seed: int) -> No
         spellings = {name: microsoft_norms(spelled(name, rules), config) for name in names}
         assert len(set(spellings.values())) == len(names)
         for name, spelling in spellings.items():
-            if not (rules is MICROSOFT and name in port.HEAD):  # Microsoft's has no head
-                assert port.canonical_names(spelling) == [name]
+            if not (rules is MICROSOFT and name in HEAD):  # Microsoft's has no head
+                assert canonical_names(spelling) == [name]
     joint = {f"{part}_proj.{what}" for part in "qkv" for what in ("weight", "bias")}
     for what in ("weight", "bias"):
-        joined = port.canonical_names(f"encoder.transformer.layers.0.attention.attention.in_proj_{what}")
+        joined = canonical_names(f"encoder.transformer.layers.0.attention.attention.in_proj_{what}")
         assert set(joined) <= set(names)
         joint -= {name.removeprefix("wavlm.encoder.layers.0.attention.") for name in joined}
     assert not joint
@@ -489,7 +497,7 @@ def checkpoint_reader(config: Path, name: str) -> Callable[[Path, bytes], Any]:
     def read(folder: Path, data: bytes) -> None:
         shutil.copy(config, folder)
         (folder / name).write_bytes(data)
-        for tensor in port.open_checkpoint(folder).tensors.values():
+        for tensor in open_weights(folder).tensors.values():
             tensor.read()
 
     return read

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from reference import Reference, tiny_reference
+from helpers.reference import Reference, tiny_reference
 
-from flax_wavlm import UserError, port
-from flax_wavlm.convert import convert
-from flax_wavlm.text import CTCTokenizer, Preprocessor
-from flax_wavlm.verify import speech_like
+from flax_wavlm import UserError
+from flax_wavlm.data.preprocessor import Preprocessor
+from flax_wavlm.data.tokenizer import CTCTokenizer
+from flax_wavlm.porting.convert import convert
+from flax_wavlm.porting.load import load_model
+from flax_wavlm.porting.verify import speech_like
 
 ROOT = Path(__file__).parents[1]
 
@@ -75,7 +77,7 @@ def test_no_pickle_runs_code(form: str, zipped: bool, tiny: Reference, tmp_path:
         (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
     whole_file = form in ("microsoft", "state dict")
     with pytest.raises(UserError, match=r"loaded safely|not a whole safetensors file"):
-        port.load(tmp_path / name if whole_file else tmp_path)
+        load_model(tmp_path / name if whole_file else tmp_path)
     assert not ran.exists()
     if form != "microsoft":  # the control: loaded without care, it does run
         torch.load(io.BytesIO((tmp_path / name).read_bytes()), weights_only=False)
@@ -149,7 +151,7 @@ def test_no_shard_outside_its_folder(index: str, shard: str, tiny: Reference, tm
     name = str(tmp_path / "secret.safetensors") if shard == "ABSOLUTE" else shard
     (folder / index).write_text(json.dumps({"weight_map": dict.fromkeys(tiny.model.state_dict(), name)}))
     with pytest.raises(UserError, match="expected a file of the same folder"):
-        port.load(folder)
+        load_model(folder)
 
 
 def test_the_hubs_cache_consists_of_links(tiny: Reference, tmp_path: Path) -> None:
@@ -157,7 +159,7 @@ def test_the_hubs_cache_consists_of_links(tiny: Reference, tmp_path: Path) -> No
     (tmp_path / "snapshot").mkdir()
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "snapshot" / name).symlink_to(tiny.folder / name)
-    assert port.load(tmp_path / "snapshot").config == tiny.config
+    assert load_model(tmp_path / "snapshot").config == tiny.config
 
 
 def test_a_conversion_copies_no_foreign_file(tiny: Reference, tmp_path: Path) -> None:
@@ -189,13 +191,13 @@ EVERYTHING = (
     + """
 from pathlib import Path
 from flax_wavlm import UserError
-from flax_wavlm.convert import convert
-from flax_wavlm.corpora import load_corpus
-from flax_wavlm.export import export_run
+from flax_wavlm.porting.convert import convert
+from flax_wavlm.data.corpora.load import load_corpus
+from flax_wavlm.training.export import export_run
 from flax_wavlm.files import local_copy
-from flax_wavlm.train import train
-from flax_wavlm.train_config import *
-from flax_wavlm.transcribe import Recogniser
+from flax_wavlm.training.train import train
+from flax_wavlm.training.config import *
+from flax_wavlm.recognition.recogniser import Recogniser
 
 folder, tiny, hub = map(Path, sys.argv[1:])
 result = train(TrainConfig(
@@ -245,13 +247,14 @@ OFFLINE = (
     + """
 import time
 from flax_wavlm import UserError
-from flax_wavlm.corpora import load_corpus
-from flax_wavlm.port import open_checkpoint
-from flax_wavlm.text import CTCTokenizer, Preprocessor
+from flax_wavlm.data.corpora.load import load_corpus
+from flax_wavlm.porting.pretrained import open_weights
+from flax_wavlm.data.preprocessor import Preprocessor
+from flax_wavlm.data.tokenizer import CTCTokenizer
 import datasets, huggingface_hub, transformers
 
 for ask in (
-    open_checkpoint,
+    open_weights,
     CTCTokenizer.from_pretrained,
     Preprocessor.from_pretrained,
     lambda name: load_corpus("hub", name, "train"),

@@ -1,0 +1,224 @@
+"""TODO."""
+
+import functools
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from flax_wavlm.data.audio import SAMPLE_RATE, read_audio
+from flax_wavlm.data.cache import cached, file_identity
+from flax_wavlm.data.corpora.utterance import Skipped, Utterance
+from flax_wavlm.data.preprocessor import mean_and_scale
+from flax_wavlm.data.tokenizer import CTCTokenizer
+from flax_wavlm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+LONG_SECONDS = 60  # longer clips are announced
+
+
+# ---------------------------------------------------------------------------------------------- clips
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """One decoded utterance that can be trained on or evaluated."""
+
+    id: str
+    samples: np.ndarray  # int16 or float32 [N], mono, 16 kHz
+    labels: np.ndarray  # int32 [L], no blanks
+    text: str  # the normalised reference
+    speaker: str
+
+    @functools.cached_property
+    def mean_and_scale(self) -> tuple[np.float32, np.float32]:
+        return mean_and_scale(self.samples)
+
+
+def min_ctc_frames(labels: np.ndarray) -> int:
+    """Fewest frames in which CTC can say `labels` [L]: equal neighbours need a blank between them."""
+    return len(labels) + int(np.count_nonzero(labels[1:] == labels[:-1]))
+
+
+def decode_clips(
+    utterances: Sequence[Utterance],
+    tokenizer: CTCTokenizer,
+    *,
+    frame_count: Callable[[int], int],
+    max_seconds: float | None = None,
+    drop_infeasible: bool = True,
+    threads: int | None = None,
+    cache: Path | None = None,
+    name: str = "clips",
+) -> tuple[list[Clip], list[Skipped]]:
+    """Decode every utterance once, in parallel; keep the order.
+
+    Args:
+        frame_count: the model's frames for a number of samples.
+        max_seconds: skip clips of this length *and longer* (the seed's recipe: shorter than 4.0 s).
+        drop_infeasible: skip clips that nothing can be learnt from: labels that do not fit their frames,
+            silence (all zeros, or no more than dither), a text of which most is outside the vocabulary. For
+            training. An evaluation keeps them, for it must not choose its test set: their text is scored
+            like any other, and the loss masks those that do not fit.
+        threads: None = what `ThreadPoolExecutor` chooses.
+        cache: the folder to keep decoded audio in, see `decode_audio`; None = in memory.
+        name: what messages call the utterances.
+
+    Returns the clips, and each clip that cannot be used with its reason, "kind: details".
+    """
+    max_samples = math.inf if max_seconds is None else max_seconds * SAMPLE_RATE
+
+    def judge(utterance: Utterance, samples: np.ndarray | UserError) -> Clip | Skipped:
+        text = tokenizer.normalise(utterance.text)
+        if not text:
+            return Skipped(utterance.id, f"no text after normalisation: {utterance.text!r}")
+        try:
+            labels = np.asarray(tokenizer.encode(text), np.int32)
+        except UserError as error:
+            return Skipped(utterance.id, f"unusable text: {error}")
+        if isinstance(samples, UserError):
+            return Skipped(utterance.id, f"unreadable audio: {samples}")
+        if len(samples) >= max_samples:
+            seconds = len(samples) / SAMPLE_RATE
+            return Skipped(utterance.id, f"too long: {seconds:.2f} s, must be under {max_seconds:g} s")
+        frames = frame_count(len(samples))
+        if frames < 1:
+            return Skipped(utterance.id, f"too short: {len(samples)} samples make no frame")
+        clip = Clip(utterance.id, samples, labels, text, utterance.speaker)
+        if drop_infeasible and (reason := unlearnable(clip, tokenizer, frames)):
+            return Skipped(utterance.id, reason)
+        return clip
+
+    audio = decode_audio(utterances, threads=threads, cache=cache, name=name)
+    judged = [judge(utterance, samples) for utterance, samples in zip(utterances, audio, strict=True)]
+    clips = [clip for clip in judged if isinstance(clip, Clip)]
+    skipped = [clip for clip in judged if isinstance(clip, Skipped)]
+    return clips, skipped
+
+
+def unlearnable(clip: Clip, tokenizer: CTCTokenizer, frames: int) -> str:
+    """Why nothing can be learnt from a clip, "kind: details"; "" where something can."""
+    needed = min_ctc_frames(clip.labels)
+    if needed > frames:
+        return f"labels longer than frames: {needed} frames needed, {frames} there"
+    step = 1 if clip.samples.dtype == np.int16 else 1 / 32768
+    if float(clip.samples.max()) - float(clip.samples.min()) <= 2 * step:
+        return f"silent: {len(clip.samples)} samples, all but equal"
+    if (share := tokenizer.unknown_share(clip.text)) > 0.5:
+        return f"text outside the vocabulary: {share:.0%} of {clip.text[:60]!r}"
+    return ""
+
+
+def decode_audio(
+    utterances: Sequence[Utterance], *, threads: int | None, cache: Path | None, name: str
+) -> Iterable[np.ndarray | UserError]:
+    """Each utterance's samples as `read_audio` gives them, or the reason why there are none, in order.
+
+    With a `cache`, samples are kept there in the type that they have (int16, or float32 where the file is not
+    16-bit PCM at 16 kHz), under a name that changes with any file's name, size or time of change. Whatever
+    could not be read is tried again every time. Utterances whose audio is not a file (a data set of the hub)
+    are not cached: nothing tells reliably that they are the same ones.
+    """
+
+    def decode(utterance: Utterance) -> np.ndarray | UserError:
+        try:
+            if isinstance(utterance.audio, Path):
+                return read_audio(utterance.audio)
+            return read_audio(utterance.audio(), utterance.id)
+        except UserError as error:
+            return error
+
+    def decode_all() -> Iterator[np.ndarray | UserError]:
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(decode, utterances)
+
+    if cache is None:
+        return decode_all()
+    files = [utterance.audio for utterance in utterances if isinstance(utterance.audio, Path)]
+    if len(files) < len(utterances):
+        log.info("%s: decoded in memory, since its audio is not in files of its own", name)
+        return decode_all()
+    kept = cached(
+        cache,
+        name,
+        ["read_audio", SAMPLE_RATE, soundfile.__libsndfile_version__, *map(file_identity, files)],
+        lambda: (None if isinstance(samples, UserError) else samples for samples in decode_all()),
+    )
+    return (
+        decode(utterance) if samples is None else samples
+        for utterance, samples in zip(utterances, kept, strict=True)
+    )
+
+
+def usable_clips(
+    utterances: Sequence[Utterance],
+    tokenizer: CTCTokenizer,
+    *,
+    name: str,
+    frame_count: Callable[[int], int],
+    max_seconds: float | None = None,
+    drop_infeasible: bool = True,
+    cache: Path | None = None,
+) -> tuple[list[Clip], list[Skipped]]:
+    """`decode_clips` of a split called `name`, with what was skipped and why in the log.
+
+    Named there too: clips that only an evaluation keeps, and clips so long that memory may not suffice.
+    Raises UserError where no clip is left.
+    """
+    clips, skipped = decode_clips(
+        utterances,
+        tokenizer,
+        frame_count=frame_count,
+        max_seconds=max_seconds,
+        drop_infeasible=drop_infeasible,
+        cache=cache,
+        name=name,
+    )
+    hours = sum(len(clip.samples) for clip in clips) / SAMPLE_RATE / 3600
+    log.info("%s: %d clips, %.2f hours", name, len(clips), hours)
+    if skipped:
+        log.warning("%s: %s", name, describe_skipped(skipped))
+    doubtful = [
+        Skipped(clip.id, reason)
+        for clip in clips
+        if (reason := unlearnable(clip, tokenizer, frame_count(len(clip.samples))))
+    ]
+    if doubtful:
+        log.warning("%s: %s", name, describe_skipped(doubtful, verb="kept in the evaluation"))
+    if long := [clip for clip in clips if len(clip.samples) > LONG_SECONDS * SAMPLE_RATE]:
+        log.warning(
+            "%s: %d clips of more than %d s, such as %s: memory grows with the square of the longest",
+            name,
+            len(long),
+            LONG_SECONDS,
+            long[0].id,
+        )
+    if unknown := set().union(*(tokenizer.unknown_characters(clip.text) for clip in clips)):
+        log.warning("%s: characters outside the vocabulary, read as unknown: %s", name, sorted(unknown))
+    if not clips:
+        raise UserError(f"{name}: none of the {len(utterances)} clips can be used (see the reasons above)")
+    return clips, skipped
+
+
+def describe_skipped(skipped: Sequence[Skipped], examples: int = 3, verb: str = "skipped") -> str:
+    """One line for each kind of reason, the most frequent first; "" if nothing was skipped.
+
+    The kind is what stands before the reason's first colon.
+    """
+    kinds: dict[str, list[Skipped]] = {}
+    for clip in skipped:
+        kinds.setdefault(clip.reason.partition(":")[0], []).append(clip)
+    lines = []
+    for kind, clips in sorted(kinds.items(), key=lambda item: -len(item[1])):
+        shown = ", ".join(clip.id for clip in clips[:examples])
+        more = ", ..." if len(clips) > examples else ""
+        details = clips[0].reason.partition(":")[2]
+        first = f" (the first:{details})" if details else ""
+        lines.append(f"{verb} {len(clips):,} - {kind}: {shown}{more}{first}")
+    return "\n".join(lines)

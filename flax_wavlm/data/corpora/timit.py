@@ -1,0 +1,162 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from flax_wavlm.data.corpora.folders import entries, folders, listing, read_utf8
+from flax_wavlm.data.corpora.utterance import Skipped, Utterance, empty_split
+from flax_wavlm.errors import UserError
+
+_SPLITS = ("train", "test")
+# Of two copies of one clip the first is read: the LDC's own SPHERE file before a RIFF copy made from it.
+_AUDIO_SUFFIXES = ("wav", "wav.wav")
+_SAMPLE_SPEAKER = re.compile(r"(dr[1-8])-([fm][a-z]{3}\d)", re.IGNORECASE)
+
+
+def read_timit(root: str | Path, split: str) -> tuple[list[Utterance], list[Skipped]]:
+    """TIMIT (LDC93S1) as the LDC ships it and as it is commonly copied.
+
+    Names in upper or lower case; clips as NIST SPHERE (.WAV), RIFF copies (.WAV.wav) or both, of which the
+    SPHERE file is read; `root` holding TRAIN and TEST, or up to three folders above them that are named after
+    TIMIT, LDC93S1 or `data`. An id is the clip's path in lower case from the split on, "train/dr1/fcjf0/sa1",
+    whatever the layout. The text is the .TXT line without its begin and end samples. SA1 and SA2 are kept.
+
+    Raises UserError where the split is missing or empty, or where two copies of one file differ only in case.
+    """
+    root = Path(root)
+    _check_split(split)
+    split_folders = _find_split(root, split)
+    if not split_folders:
+        if any(_SAMPLE_SPEAKER.fullmatch(entry.name) for entry in entries(root)):
+            raise UserError(
+                f"{root} holds speakers named drN-<speaker>: it looks like NLTK's TIMIT sample, expected the "
+                "whole corpus. Use --config.data.corpus=timit_sample (configs/timit_sample.py), or point to "
+                "TIMIT."
+            )
+        raise UserError(
+            f"{root}: no {split.upper()} folder in it, nor under a TIMIT or data folder in it. Found "
+            f"{listing(root)}. Expected TIMIT's layout, {split.upper()}/DR1/FCJF0/SA1.WAV: point to the "
+            "folder that holds TRAIN and TEST."
+        )
+    files = (
+        (f"{split}/{region.name}/{speaker.name}".lower(), speaker.name.lower(), file)
+        for folder in split_folders
+        for region in folders(folder)
+        for speaker in folders(region)
+        for file in entries(speaker)
+    )
+    utterances, skipped = _pair_timit_files(files)
+    if not utterances:
+        raise empty_split(", ".join(map(str, split_folders)), f"{split.upper()}/DR1/FCJF0/SA1.WAV", skipped)
+    return utterances, skipped
+
+
+def read_timit_sample(
+    root: str | Path, split: str, held_out_speakers: Sequence[str]
+) -> tuple[list[Utterance], list[Skipped]]:
+    """NLTK's sample of TIMIT: `drN-<speaker>/<sentence>.{wav,txt}`, 16 speakers with 10 clips each.
+
+    The sample has no split: test is every clip of the held-out speakers ("dr1-mcpm0" or "mcpm0"), train every
+    other clip. An id is "dr1-mcpm0/sa1". Raises UserError for an unknown speaker or an empty split.
+    """
+    root = Path(root)
+    _check_split(split)
+    speakers = [folder for folder in folders(root) if _SAMPLE_SPEAKER.fullmatch(folder.name)]
+    if not speakers:
+        hint = (
+            "It looks like the whole TIMIT: use --config.data.corpus=timit (configs/timit.py)."
+            if _find_split(root, split)
+            else "Point to the sample's own folder, nltk_data/corpora/timit."
+        )
+        raise UserError(
+            f"{root}: no speaker folder such as dr1-mcpm0, expected NLTK's TIMIT sample. Found "
+            f"{listing(root)}. {hint}"
+        )
+    names = {_sample_speaker(folder.name): folder.name.lower() for folder in speakers}
+    held_out = {_sample_speaker(name) for name in held_out_speakers}
+    if unknown := sorted(held_out - names.keys()):
+        raise UserError(
+            f"Held-out speakers that {root} does not have: {', '.join(unknown)}. Expected some of "
+            f"{', '.join(sorted(names.values()))}: correct data.held_out_speakers."
+        )
+    wanted = held_out if split == "test" else names.keys() - held_out
+    if not wanted:
+        raise UserError(
+            f"data.held_out_speakers leaves no speaker for {split!r}: it names {len(held_out)} of "
+            f"{len(names)}. Expected some but not all of {', '.join(sorted(names.values()))}."
+        )
+    files = (
+        (folder.name.lower(), _sample_speaker(folder.name), file)
+        for folder in speakers
+        if _sample_speaker(folder.name) in wanted
+        for file in entries(folder)
+    )
+    utterances, skipped = _pair_timit_files(files)
+    if not utterances:
+        raise empty_split(str(root), "dr1-mcpm0/sa1.wav", skipped)
+    return utterances, skipped
+
+
+def _check_split(split: str) -> None:
+    if split not in _SPLITS:
+        raise UserError(f"Split {split!r} is not one that TIMIT has. Expected 'train' or 'test'.")
+
+
+def _find_split(root: Path, split: str) -> list[Path]:
+    """The folders named `split` nearest to the root; more than one where upper and lower case coexist."""
+    level = [root]
+    for _ in range(4):
+        below = [folder for parent in level for folder in folders(parent)]
+        if found := [folder for folder in below if folder.name.lower() == split]:
+            return found
+        level = [folder for folder in below if re.search(r"timit|ldc93s1|^data$", folder.name.lower())]
+    return []
+
+
+def _sample_speaker(name: str) -> str:
+    """ "dr1-mcpm0" and "MCPM0" to "mcpm0"."""
+    return name.lower().rpartition("-")[2]
+
+
+def _pair_timit_files(files: Iterable[tuple[str, str, Path]]) -> tuple[list[Utterance], list[Skipped]]:
+    """Puts audio and .TXT together from (id of the folder, speaker, file); other files are passed over."""
+    clips: dict[tuple[str, str], dict[str, Path]] = {}  # (id, speaker) -> suffix -> file
+    for folder_id, speaker, file in files:
+        stem, _, suffix = file.name.lower().partition(".")
+        if suffix not in (*_AUDIO_SUFFIXES, "txt"):  # also macOS's ._SA1.WAV, whose suffix is _sa1.wav
+            continue
+        copies = clips.setdefault((f"{folder_id}/{stem}", speaker), {})
+        if suffix in copies:
+            raise UserError(
+                f"Two copies of one TIMIT file: {copies[suffix]} and {file}. Expected one: remove either the "
+                "upper-case or the lower-case copy."
+            )
+        copies[suffix] = file
+
+    utterances, skipped = [], []
+    for (id, speaker), copies in sorted(clips.items()):
+        audio = next((copies[suffix] for suffix in _AUDIO_SUFFIXES if suffix in copies), None)
+        if audio is None:
+            skipped.append(Skipped(id, f"no audio file beside {copies['txt']}"))
+        elif "txt" not in copies:
+            skipped.append(Skipped(id, f"no .TXT file beside {audio}"))
+        else:
+            try:
+                utterances.append(Utterance(id, audio, _timit_sentence(copies["txt"]), speaker))
+            except UserError as error:
+                skipped.append(Skipped(id, str(error)))
+    return utterances, skipped
+
+
+def _timit_sentence(file: Path) -> str:
+    """The sentence of "0 46797 She had your dark suit.", begin and end in samples."""
+    text = read_utf8(file)
+    fields = text.split(maxsplit=2)
+    if len(fields) < 3 or not (fields[0].isdigit() and fields[1].isdigit()):
+        raise UserError(
+            f"{file}: holds {text[:60]!r}, expected a line 'begin end sentence'. Restore the file."
+        )
+    return fields[2].strip()

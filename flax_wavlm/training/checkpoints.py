@@ -1,0 +1,298 @@
+"""Checkpoints of a run, by orbax: the model, the training state, the data's position, the configuration.
+
+Written asynchronously, each whole or absent. Kept: the latest two, and the best by word error rate. Every
+checkpoint holds a checksum of each of its arrays, taken on the device before it is written: what a disk did
+to it afterwards is noticed before it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import args as ocp_args
+
+from flax_wavlm.errors import UserError
+from flax_wavlm.models.parameters import Params, combine, partition
+from flax_wavlm.training.integrity import altered_arrays, checksums, sealed, unsealed
+from flax_wavlm.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+TREES = ("model", "training")
+ASIDE = "damaged"  # folder beside `checkpoints` for those that could not be read
+
+
+class Restored(NamedTuple):
+    step: int
+    state: TrainState
+    position: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints in a folder, named by their step. In a run of several processes all must call alike.
+
+    Args:
+        folder: made if need be.
+        scores: word error rates of the steps evaluated so far; the caller adds to it as it evaluates. The
+            checkpoint of the lowest is kept.
+    Raises:
+        UserError, here and in all methods: the folder cannot be written or read.
+    """
+
+    def __init__(self, folder: Path, scores: MutableMapping[int, float] | None = None):
+        # orbax warns of much that is meant, and both log the errors that it raises.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        self.folder = folder.absolute()
+        self.scores = {} if scores is None else scores
+        self._open()
+
+    def _open(self) -> None:
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_LatestTwoAndBest(self), cleanup_tmp_directories=True
+        )
+        handlers = {
+            **{name: ocp.PyTreeCheckpointHandler(type_handler_registry=_writers()) for name in TREES},
+            "record": ocp.JsonCheckpointHandler(),
+        }
+        with self._errors("cannot be opened"):
+            self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+
+    def steps(self) -> list[int]:
+        return sorted(self.manager.all_steps())
+
+    def latest_step(self) -> int | None:
+        return max(self.steps(), default=None)
+
+    def best_step(self) -> int | None:
+        """Of the steps that were evaluated and are here the one with the lowest word error rate.
+
+        The earliest of equals, as `report.best_row` has it; None before any evaluation.
+        """
+        return self.best_of(self.steps())
+
+    def best_of(self, steps: Sequence[int]) -> int | None:
+        """`best_step` among these steps."""
+        scored = [(self.scores[step], step) for step in steps if step in self.scores]
+        return min(scored)[1] if scored else None
+
+    def resolve(self, step: str) -> int:
+        """The step that "best", "latest" or a number names; UserError where there is no such checkpoint."""
+        steps = self.steps()
+        found = {"best": self.best_step(), "latest": self.latest_step()}.get(
+            step, int(step) if step.isdecimal() else None
+        )
+        if found is None or found not in steps:
+            raise UserError(
+                f"{self.folder}: there is no checkpoint {step!r}; there are "
+                f"{', '.join(map(str, steps)) or 'none'}. Expected best, latest or one of these"
+            )
+        return found
+
+    def save(self, state: TrainState, *, position: dict[str, Any], config: dict[str, Any]) -> None:
+        """Saves the state as its step's checkpoint, in the background.
+
+        `position` is the data iterator's state. A failure shows here or at the next call that waits.
+        """
+        step = int(state.step)
+        trees = {"model": combine(state.params, state.frozen), "training": _training(state)}
+        record = {"position": position, "config": config, "checksums": checksums(trees)}
+        with self._errors(f"the checkpoint of step {step}, or the one before, cannot be written"):
+            self.manager.save(
+                step,
+                args=ocp_args.Composite(
+                    **{name: ocp_args.PyTreeSave(tree) for name, tree in trees.items()},
+                    record=ocp_args.JsonSave(sealed(record)),
+                ),
+                force=True,
+            )
+
+    def restore_newest(self, like: TrainState, *, freeze_feature_encoder: bool) -> Restored | None:
+        """The newest checkpoint that is whole; None where there is no checkpoint at all.
+
+        Damaged ones that are newer are named in the log and moved aside, into a folder of their own.
+
+        Args:
+            like: gives shapes, types and shardings.
+        Raises:
+            UserError: there are checkpoints, and none is whole. Nothing is moved then.
+        """
+        trees = {"model": combine(like.params, like.frozen), "training": _training(like)}
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            read, problem = self._read(step, trees)
+            if read is None:
+                damaged[step] = problem
+                log.warning("%s: damaged, an earlier one is looked for: %s", self.folder / str(step), problem)
+                continue
+            self._move_aside(sorted(damaged))
+            restored = jax.tree.map(_place, {name: read[name] for name in trees}, trees)
+            params, frozen = partition(restored["model"], freeze_feature_encoder=freeze_feature_encoder)
+            state = TrainState(params=params, frozen=frozen, **restored["training"])
+            return Restored(step, state, read["record"]["position"])
+        if damaged:
+            found = "; ".join(f"{step}: {problem}" for step, problem in sorted(damaged.items()))
+            raise UserError(
+                f"{self.folder}: none of its checkpoints can be used ({found}). They were left as they are: "
+                "restore them from a copy, or start again in another --workdir"
+            )
+        return None
+
+    def restore_params(self, step: int, like: Params) -> Params:
+        """The model's parameters alone; UserError where they are damaged."""
+        read, problem = self._read(step, {"model": like})
+        if read is None:
+            raise UserError(
+                f"{self.folder / str(step)}: damaged ({problem}); there are checkpoints "
+                f"{', '.join(map(str, self.steps()))}: give another --step"
+            )
+        return jax.tree.map(_place, read["model"], like)
+
+    def wait(self) -> None:
+        """Returns when everything is on the disk."""
+        with self._errors("the newest checkpoint cannot be written"):
+            self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        """`wait`, and an end."""
+        self.wait()
+        self.manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Closes. After an error too, as what is being written is good; but not with several processes."""
+        if kind is None:
+            self.close()
+        elif jax.process_count() == 1:
+            with contextlib.suppress(UserError):
+                self.close()
+
+    # --- Damage ---------------------------------------------------------------------------------------------
+
+    def _read(self, step: int, trees: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
+        """The trees' arrays in host memory and the record; None, and what is wrong, where anything is.
+
+        Each process reads by itself: of several that read together, one that fails would leave the others
+        waiting. Then all agree whether each has what was saved.
+        """
+        found, problem = None, ""
+        try:
+            found = self._read_alone(step, trees)
+            problem = altered_arrays(found, trees)
+        except Exception as error:  # orbax, tensorstore and JSON have dozens of types for damage
+            problem = f"{type(error).__name__}: {_first_line(error)}"
+        problem = _first_of_all_processes(problem)
+        return (None, problem) if problem else (found, "")
+
+    def _read_alone(self, step: int, trees: Mapping[str, Any]) -> dict[str, Any]:
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+        )
+        handler = ocp.CompositeCheckpointHandler(
+            **{name: ocp.PyTreeCheckpointHandler(multiprocessing_options=alone) for name in trees},
+            record=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+        )
+
+        def on_host(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+            return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+
+        wanted = {
+            name: ocp_args.PyTreeRestore(item=tree, restore_args=jax.tree.map(on_host, tree))
+            for name, tree in trees.items()
+        }
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+            found = reader.restore(
+                self.folder / str(step), args=ocp_args.Composite(**wanted, record=ocp_args.JsonRestore())
+            )
+        return {**{name: found[name] for name in trees}, "record": unsealed(found["record"])}
+
+    def _move_aside(self, steps: Sequence[int]) -> None:
+        """Makes room for the steps to be saved again."""
+        if not steps:
+            return
+        self.manager.close()
+        aside = self.folder.with_name(ASIDE)
+        if jax.process_index() == 0:
+            with self._errors("damaged checkpoints cannot be moved"):
+                aside.mkdir(exist_ok=True)
+                for step in steps:
+                    free = next(n for n in range(1, 1000) if not (aside / f"{step}.{n}").exists())
+                    os.rename(self.folder / str(step), aside / f"{step}.{free}")
+        multihost_utils.sync_global_devices("moved aside")
+        log.warning("moved to %s: %s", aside, ", ".join(map(str, steps)))
+        self._open()
+
+    @contextlib.contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        """Makes any failure of reading or writing a UserError that says what can be done."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # of orbax, tensorstore, jax, the file system
+            whole = sorted(int(path.name) for path in self.folder.glob("[0-9]*") if path.name.isdigit())
+            raise UserError(
+                f"{self.folder}: {what} ({type(error).__name__}: {_first_line(error)}). Complete checkpoints "
+                f"there: {', '.join(map(str, whole)) or 'none'}. See to the disk's space and permissions; "
+                "the same command then resumes"
+            ) from error
+
+
+class _LatestTwoAndBest:
+    """Which checkpoints orbax keeps."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self.checkpoints = checkpoints
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = sorted(info.step for info in checkpoints)
+        kept = {*steps[-2:], self.checkpoints.best_of(steps)}
+        return [info.step in kept for info in checkpoints]
+
+
+def _writers() -> Any:
+    """orbax's own, but that a small array is not cut into a part for each device to write.
+
+    With eight devices the cutting took 2.5 s a checkpoint of a tiny model, once for each of its arrays.
+    """
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
+    return ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+
+
+def _first_of_all_processes(text: str) -> str:
+    """The first process's text that is not empty; the same in all processes."""
+    if jax.process_count() == 1:
+        return text
+    mine = np.zeros(512, np.uint8)
+    encoded = np.frombuffer(text.encode()[:512], np.uint8)
+    mine[: len(encoded)] = encoded
+    texts = [
+        bytes(row).rstrip(b"\0").decode(errors="replace") for row in multihost_utils.process_allgather(mine)
+    ]
+    return next((text for text in texts if text), "")
+
+
+def _place(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    assert like.sharding is not None
+    return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else "no details"
+
+
+def _training(state: TrainState) -> dict[str, Any]:
+    return {name: value for name, value in state._asdict().items() if name not in ("params", "frozen")}

@@ -1,0 +1,72 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def checksums(tree: Any) -> dict[str, int]:
+    """A 32-bit checksum of every array of a tree, by its path, computed where the arrays are.
+
+    The sum, modulo 2**32, of each element's bits times an odd weight that grows with its place. Integer sums
+    come out alike in any order, so the value does not depend on how an array is spread over devices, and
+    no single changed element can leave it as it was.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    sums = jax.device_get(_checksums([leaf for _, leaf in leaves]))
+    return {jax.tree_util.keystr(path): int(value) for (path, _), value in zip(leaves, sums, strict=True)}
+
+
+@jax.jit
+def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
+    def checksum(x: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+        place = jnp.zeros(x.shape, jnp.uint32)
+        for axis, length in enumerate(x.shape):
+            place = place * np.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        return jnp.sum(bits.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
+
+    return [checksum(leaf) for leaf in leaves]
+
+
+def host_checksum(x: np.ndarray) -> int:
+    """What `checksums` gives for this array."""
+    bits = np.ascontiguousarray(x).reshape(-1).view(f"uint{8 * x.dtype.itemsize}")
+    return int(np.sum(bits.astype(np.uint32) * (2 * np.arange(x.size, dtype=np.uint32) + 1), dtype=np.uint32))
+
+
+def altered_arrays(found: Mapping[str, Any], trees: Mapping[str, Any]) -> str:
+    """What of a checkpoint that was read is not as it was saved; "" where all is."""
+    if found["record"] is None:
+        return "the record of its position, configuration and checksums was altered"
+    wanted = found["record"]["checksums"]
+    leaves = jax.tree_util.tree_leaves_with_path({name: found[name] for name in trees})
+    wrong = [
+        name
+        for name, array in ((jax.tree_util.keystr(path), leaf) for path, leaf in leaves)
+        if wanted[name] != host_checksum(array)
+    ]
+    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    return f"arrays that were altered: {', '.join(wrong[:3])}{more}" if wrong else ""
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    return {"record": record, "crc32": _crc32(record)}
+
+
+def unsealed(sealed: Any) -> dict[str, Any] | None:
+    """What `sealed` was given; None where it is not what it was."""
+    if not isinstance(sealed, dict) or sealed.get("crc32") != _crc32(sealed.get("record")):
+        return None
+    return sealed["record"]
+
+
+def _crc32(record: Any) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())

@@ -1,0 +1,78 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from flax_wavlm.files import write_atomically, writing
+from flax_wavlm.training.report.metrics import evaluations, read_metrics
+
+
+class Journal:
+    """metrics.jsonl and nonfinite.jsonl: one JSON object a line, each step's lines once.
+
+    A line is on the disk before anything that is computed after it is saved, so that a run that resumes at a
+    checkpoint finds every line up to it, and takes back those after it (and the half line of a killed run).
+
+    Attributes:
+        scores: step to word error rate, of every evaluation so far.
+    """
+
+    def __init__(self, workdir: Path, steps_per_epoch: int):
+        self.metrics, self.nonfinite = workdir / "metrics.jsonl", workdir / "nonfinite.jsonl"
+        self.steps_per_epoch = steps_per_epoch
+        with writing(self.metrics):
+            for path in (self.metrics, self.nonfinite):
+                if jax.process_index() == 0 and path.exists():
+                    _drop_half_line(path)
+        multihost_utils.sync_global_devices("journal")
+        self.scores: dict[int, float] = {}
+        self._read_scores()
+
+    def _read_scores(self) -> None:
+        rows = read_metrics(self.metrics) if self.metrics.exists() else []
+        self.scores.clear()
+        self.scores.update({row["step"]: row["wer"] for row in evaluations(rows)})
+
+    def go_back_to(self, step: int) -> None:
+        """Takes back all lines of later steps."""
+        if jax.process_index() == 0:
+            for path in (self.metrics, self.nonfinite):
+                rows = read_metrics(path) if path.exists() else []
+                with writing(path):
+                    write_atomically(
+                        path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
+                    )
+        multihost_utils.sync_global_devices("journal")
+        self._read_scores()
+
+    def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        """A line of figures; `split` is "train" or "test"."""
+        row = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), "split": split, **values}
+        if "wer" in row:
+            self.scores[step] = row["wer"]
+        self._append(self.metrics, row)
+
+    def note_nonfinite(self, step: int, ids: Sequence[str]) -> None:
+        """A step whose loss or gradient was not finite, and the clips of its batch."""
+        self._append(self.nonfinite, {"step": step, "clips": list(ids)})
+
+    def _append(self, path: Path, row: Mapping[str, Any]) -> None:
+        if jax.process_index() == 0:
+            with writing(path), path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def _drop_half_line(path: Path) -> None:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if text and not text.endswith("\n"):
+        write_atomically(path, text[: text.rfind("\n") + 1])

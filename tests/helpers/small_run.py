@@ -1,0 +1,35 @@
+"""A run of six steps inside this process, and the checkpoint that it starts from."""
+
+from pathlib import Path
+from typing import Any
+
+from flax_wavlm.data.preprocessor import Preprocessor
+from flax_wavlm.training.config import DataSettings, LoopSettings, ModelSettings, OptimSettings, TrainConfig
+from helpers.fake_timit import build_fake_timit
+from helpers.reference import tiny_reference
+
+
+def encoder_checkpoint(folder: Path, kind: str = "large", **changes: Any) -> Path:
+    """A tiny randomly initialised encoder in Hugging Face's format: no head, no tokenizer."""
+    reference = tiny_reference(kind, folder / "whole", scale=0.0, **changes)
+    reference.model.wavlm.save_pretrained(folder)
+    Preprocessor(do_normalize=True, return_attention_mask=True).save(folder)
+    return folder
+
+
+def small_run(tmp_path: Path, workdir: str, kind: str = "large") -> TrainConfig:
+    """Six steps over two epochs on a manifest of noise, with dropout, LayerDrop and SpecAugment on."""
+    root = tmp_path / kind
+    if not root.exists():
+        data = build_fake_timit(tmp_path / "TIMIT", "ldc_upper")
+        encoder_checkpoint(root, kind)
+        (root / "data").write_text(str(data))
+    return TrainConfig(
+        workdir=str(tmp_path / workdir),
+        model=ModelSettings(checkpoint=str(root)),
+        data=DataSettings(corpus="timit", path=(root / "data").read_text(), train_max_seconds=4.0, buckets=1),
+        train=LoopSettings(
+            batch_size=16, steps=6, eval_batch_size=8, eval_every=4, log_every=2, save_every=1
+        ),
+        optim=OptimSettings(learning_rate=1e-3, warmup_steps=2),
+    )

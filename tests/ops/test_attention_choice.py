@@ -1,0 +1,101 @@
+"""Which attention a call takes, what is refused, and what a run says of it."""
+
+import jax
+import pytest
+
+from flax_wavlm.errors import UserError
+from flax_wavlm.models.config import WavLMConfig
+from flax_wavlm.ops.attention.api import choose, describe
+
+GPU = {"platform": "gpu", "dtype": "bfloat16"}
+TPU = {"platform": "tpu", "dtype": "bfloat16", "frames": 399}
+
+
+@pytest.mark.parametrize(
+    ("requested", "circumstances", "expected", "because"),
+    [
+        ("auto", {}, "xla", "CPU"),
+        ("auto", {"dropout": 0.1}, "xla", "CPU"),
+        ("auto", GPU, "pallas", "linear"),
+        ("auto", GPU | {"dropout": 0.1}, "pallas", "attention dropout inside"),
+        ("auto", GPU | {"dtype": "float32"}, "xla", "'float32'"),
+        ("auto", GPU | {"dtype": "float32", "dropout": 0.1}, "xla", "'float32'"),
+        ("auto", GPU | {"head_size": 20}, "xla", "powers of 2"),
+        ("auto", GPU | {"head_size": 80}, "cudnn", "bfloat16"),
+        ("auto", GPU | {"head_size": 80, "dropout": 0.1}, "xla", "powers of 2"),
+        ("auto", GPU | {"frames": 1500}, "pallas", "linear"),
+        ("auto", TPU, "pallas", "linear"),
+        ("auto", TPU | {"dtype": "float32"}, "pallas", "linear"),
+        ("auto", TPU | {"frames": 199}, "xla", "256"),
+        ("auto", TPU | {"frames": 3073}, "xla", "3072"),
+        ("auto", TPU | {"dropout": 0.1}, "xla", "dropout, which is 0.1"),
+        ("auto", {"platform": "other"}, "xla", "no fused kernel for other"),
+        ("xla", {"dropout": 0.1}, "xla", "configured"),
+        ("xla", GPU, "xla", "configured"),
+        ("cudnn", GPU, "cudnn", "configured"),
+        ("pallas", {}, "pallas", "slow"),
+        ("pallas", GPU | {"dtype": "float32"}, "pallas", "configured"),
+        ("pallas", GPU | {"dtype": "float32", "dropout": 0.1}, "pallas", "configured"),
+        ("pallas", TPU | {"frames": 10}, "pallas", "configured"),
+    ],
+)
+def test_choice(requested: str, circumstances: dict, expected: str, because: str) -> None:
+    usual = {"platform": "cpu", "dtype": "float32", "frames": 199, "head_size": 64, "dropout": 0.0}
+    name, reason = choose(requested, **usual | circumstances)
+    assert name == expected
+    assert because in reason
+    assert "set " not in reason or requested == "auto"
+
+
+@pytest.mark.parametrize(
+    ("requested", "circumstances", "parts"),
+    [
+        ("cudnn", {}, ("GPU", "cpu", "'auto'")),
+        ("cudnn", GPU | {"dtype": "float32"}, ("bfloat16", "model.dtype", "'float32'")),
+        ("cudnn", GPU | {"head_size": 20}, ("multiples of 8", "20")),
+        ("cudnn", GPU | {"dropout": 0.1}, ("0.1", "model.overrides.attention_dropout = 0")),
+        ("pallas", {"dropout": 0.25}, ("0.25", "model.overrides.attention_dropout = 0")),
+        ("pallas", TPU | {"dropout": 0.1}, ("0.1", "model.overrides.attention_dropout = 0")),
+        ("pallas", TPU | {"frames": 4000}, ("3072", "4000")),
+        ("pallas", GPU | {"head_size": 80}, ("powers of 2", "80")),
+        ("pallas", {"platform": "other"}, ("GPUs and TPUs", "other")),
+    ],
+)
+def test_what_cannot_run_is_refused(requested: str, circumstances: dict, parts: tuple[str, ...]) -> None:
+    usual = {"platform": "cpu", "dtype": "float32", "frames": 199, "head_size": 64, "dropout": 0.0}
+    with pytest.raises(UserError) as raised:
+        choose(requested, **usual | circumstances)
+    for part in (f"model.attention is {requested!r}", *parts):
+        assert part in str(raised.value)
+
+
+def test_description() -> None:
+    assert describe(WavLMConfig(), [99, 199]) == (
+        "attention: xla in training (on a CPU the fused kernels do not run); "
+        "xla in evaluation (on a CPU the fused kernels do not run)"
+    )
+    fused = WavLMConfig(attention="pallas", attention_dropout=0.0)
+    assert "pallas in training (as configured" in describe(fused, [99])
+    with pytest.raises(UserError, match=r"attention dropout is 0\.1"):
+        describe(WavLMConfig(attention="pallas"), [99])
+    with pytest.raises(UserError, match="cuDNN needs an NVIDIA GPU"):
+        describe(WavLMConfig(attention="cudnn", attention_dropout=0.0), [99])
+
+
+def test_description_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    line = describe(WavLMConfig(dtype="bfloat16"), [1499, 99, 749])
+    fused = "(fused on a GPU, attention dropout inside, memory linear in the frames)"
+    assert line == f"attention: pallas in training {fused}; pallas in evaluation {fused}"
+    # Heads of 80, which our kernels do not take: cuDNN has no dropout.
+    line = describe(WavLMConfig(dtype="bfloat16", hidden_size=960), [99])
+    assert "xla in training (on a GPU the kernel's head sizes are powers of 2" in line
+    assert "cudnn in evaluation (" in line
+
+
+def test_description_where_it_depends_on_the_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    line = describe(WavLMConfig(dtype="bfloat16"), [1499, 99, 749])
+    assert "xla in training (no kernel for TPUs has attention dropout, which is 0.1)" in line
+    assert "xla in evaluation of 99 to 99 frames (" in line
+    assert "pallas in evaluation of 749 to 1499 frames (" in line

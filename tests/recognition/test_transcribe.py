@@ -1,0 +1,188 @@
+"""Speech to text: the same text as transformers gives, whatever shares the batch, and one bad file alone."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import transformers
+from helpers.reference import Reference, tiny_reference
+
+from flax_wavlm.data.corpora.load import load_corpus
+from flax_wavlm.data.corpora.utterance import Skipped
+from flax_wavlm.data.preprocessor import Preprocessor
+from flax_wavlm.data.tokenizer import CTCTokenizer
+from flax_wavlm.errors import UserError
+from flax_wavlm.porting.verify import speech_like
+from flax_wavlm.recognition.metrics import error_rates
+from flax_wavlm.recognition.recogniser import Recogniser
+
+LENGTHS = (400, 16_000, 7_001, 31_999, 48_000, 9_600, 23_456, 640, 40_000, 12_345, 5_000)  # more than a batch
+
+
+def fine_tuned(kind: str, folder: Path) -> Reference:
+    """A tiny checkpoint with everything that makes text: its head has the tokenizer's 32 outputs."""
+    reference = tiny_reference(kind, folder)
+    CTCTokenizer.from_texts(["abcdefghijklmnopqrstuvwxyz'"]).save(folder)
+    Preprocessor(do_normalize=True, return_attention_mask=kind == "large").save(folder)
+    return reference
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    return fine_tuned("large", tmp_path_factory.mktemp("large"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    return fine_tuned("base", tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def recogniser(large: Reference) -> Recogniser:
+    return Recogniser.from_pretrained(large.folder)
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[np.ndarray]:
+    """Different stretches of a speech-like signal; two as int16, as 16-bit files are read."""
+    signal = speech_like(max(LENGTHS) / 16_000 + 2)
+    cut = [signal[1000 * i :][:length] for i, length in enumerate(LENGTHS)]
+    return [(clip * 32768).astype(np.int16) if i in (1, 4) else clip for i, clip in enumerate(cut)]
+
+
+def full_scale(clip: np.ndarray) -> np.ndarray:
+    return clip / np.float32(32768) if clip.dtype == np.int16 else clip
+
+
+@pytest.mark.parametrize("kind", ["large", "base"])
+def test_text_equals_the_pipelines(kind, clips, request):
+    """transformers' pipeline takes one clip at a time; ours pads and batches both kinds of model."""
+    folder = request.getfixturevalue(kind).folder
+    pipeline = transformers.pipeline("automatic-speech-recognition", model=str(folder), device="cpu")
+    expected = [pipeline(full_scale(clip))["text"] for clip in clips]
+    assert len(set(expected)) > 8  # random weights say something, and hear a difference
+    assert Recogniser.from_pretrained(folder).transcribe(clips) == expected
+
+
+def test_base_models_need_their_own_group_norm(base, clips):
+    """The control: transformers' text of a padded base clip is another, so ours is not the padded one."""
+    alone = Recogniser.from_pretrained(base.folder).transcribe(clips)
+    clip = Preprocessor(do_normalize=True, return_attention_mask=False)(full_scale(clips[2]))
+    padded, mask = np.zeros((2, 1, 48_000), np.float32)
+    padded[0, : len(clip)], mask[0, : len(clip)] = clip, 1
+    with torch.no_grad():
+        logits = base.model(torch.tensor(padded), attention_mask=torch.tensor(mask).long()).logits
+    frames = base.config.frame_count(len(clip))
+    path = logits[0, :frames].argmax(-1).numpy()
+    assert CTCTokenizer.from_pretrained(base.folder).decode(path, collapsed=False) != alone[2]
+
+
+def test_bfloat16_computes_in_bfloat16(large, clips):
+    recogniser = Recogniser.from_pretrained(large.folder, dtype="bfloat16")
+    assert recogniser.config.dtype == "bfloat16"
+    assert any(recogniser.transcribe(clips[:3]))
+
+
+def test_no_clips_no_texts(recogniser):
+    assert recogniser.transcribe([]) == []
+
+
+def test_files_keep_their_order_and_bad_ones_are_named(recogniser, clips, tmp_path):
+    for i in (1, 2, 4):
+        soundfile.write(tmp_path / f"{i}.wav", clips[i], 16_000, "PCM_16" if i != 2 else "FLOAT")
+    (tmp_path / "noise.wav").write_bytes(b"not audio at all")
+    soundfile.write(tmp_path / "short.wav", clips[1][:399], 16_000)
+    soundfile.write(tmp_path / "long.wav", np.zeros(16_000 * 5, np.int16), 16_000)
+    names = ["noise.wav", "4.wav", "short.wav", "2.wav", "long.wav", "missing.wav", "1.wav"]
+    transcripts = recogniser.transcribe_files([tmp_path / name for name in names], max_seconds=4)
+
+    assert [transcript.file.name for transcript in transcripts] == names
+    texts = {t.file.name: t.text for t in transcripts if t.error is None}
+    assert texts == dict(
+        zip(["4.wav", "2.wav", "1.wav"], recogniser.transcribe([clips[i] for i in (4, 2, 1)]), strict=True)
+    )
+    errors = {t.file.name: str(t.error) for t in transcripts if t.error is not None}
+    for name, message in {
+        "noise.wav": "libsndfile cannot decode it",
+        "short.wav": "399 samples at 16 kHz, expected at least 400",
+        "long.wav": "5.0 s, expected at most 4 s",
+        "missing.wav": "No such file",
+    }.items():
+        assert errors[name].startswith(str(tmp_path / name))
+        assert message in errors[name]
+
+
+def test_a_clip_shorter_than_a_frame_is_an_error(recogniser, clips):
+    with pytest.raises(UserError, match=r"clip 1: 399 samples .* at least 400"):
+        recogniser.transcribe([clips[0], clips[1][:399]])
+
+
+@pytest.mark.parametrize("batch_size", [0, -8])
+def test_batch_size_is_checked(recogniser, clips, batch_size):
+    with pytest.raises(UserError, match="batch_size"):
+        recogniser.transcribe(clips, batch_size=batch_size)
+    with pytest.raises(UserError, match="batch_size"):
+        recogniser.transcribe_files(["missing.wav"], batch_size=batch_size)
+
+
+def test_evaluation_scores_the_texts_of_transcription(recogniser, clips, tmp_path):
+    texts = recogniser.transcribe(clips[1:5])
+    lines = [{"audio_filepath": "short.wav", "text": "too short"}, {"audio_filepath": "0.wav", "text": " "}]
+    soundfile.write(tmp_path / "short.wav", clips[1][:399], 16_000)
+    for i, clip in enumerate(clips[1:5]):
+        soundfile.write(tmp_path / f"{i}.wav", full_scale(clip), 16_000, "FLOAT")
+        lines.append({"audio_filepath": f"{i}.wav", "text": f"Said {'word ' * i}", "id": f"clip{i}"})
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    utterances, unusable = load_corpus("manifest", tmp_path, "test")
+    figures, predictions = recogniser.evaluate(utterances, unusable, name="test")
+    assert len(unusable) == 1
+    assert isinstance(unusable[0], Skipped)
+    assert [(p.id, p.hypothesis) for p in predictions] == [(f"clip{i}", t) for i, t in enumerate(texts)]
+    assert figures["clips"] == 4
+    assert figures["skipped"] == 2
+    assert np.isfinite(figures["loss"])
+    rates = error_rates([p.reference for p in predictions], texts)
+    assert {name: figures[name] for name in rates} == rates
+
+
+def broken(folder: Path, target: Path, **config) -> Path:
+    """A copy of the checkpoint, with changes to its config.json."""
+    shutil.copytree(folder, target)
+    values = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(values | config))
+    return target
+
+
+def test_checkpoints_that_give_no_text(large, tmp_path):
+    def loading(folder: Path) -> str:
+        with pytest.raises(UserError) as caught:
+            Recogniser.from_pretrained(folder)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    large.model.wavlm.save_pretrained(tmp_path / "encoder")
+    assert "has no CTC head" in loading(tmp_path / "encoder")
+
+    folder = broken(large.folder, tmp_path / "no_vocabulary")
+    (folder / "vocab.json").unlink()
+    assert "has no vocab.json" in loading(folder)
+
+    folder = broken(large.folder, tmp_path / "no_preprocessor")
+    (folder / "preprocessor_config.json").unlink()
+    assert "preprocessor_config.json" in loading(folder)
+
+    folder = broken(large.folder, tmp_path / "narrow")
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    vocabulary["é"] = 32
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    assert "33 tokens, expected the 32 of the CTC head" in loading(folder)
+
+
+def test_a_blank_that_disagrees_is_announced(large, tmp_path, caplog):
+    Recogniser.from_pretrained(broken(large.folder, tmp_path / "other", pad_token_id=3))
+    assert "pad_token_id is 3, the tokenizer's 29" in caplog.text

@@ -1,0 +1,216 @@
+import json
+import re
+import xml.etree.ElementTree as ET
+
+import huggingface_hub
+import pytest
+
+from flax_wavlm.errors import UserError
+from flax_wavlm.training.report.curves import curves
+from flax_wavlm.training.report.metrics import best_row, evaluations, read_metrics, results_table
+from flax_wavlm.training.report.model_card import model_card
+
+
+def train_row(step, loss):
+    return {"step": step, "epoch": step / 125, "split": "train", "loss": loss, "learning_rate": 1e-4}
+
+
+def eval_row(step, wer, **more):
+    rates = {"loss": 0.5, "wer": wer, "cer": wer / 4, "wer_hf_padded": wer + 0.1}
+    return {"step": step, "epoch": step / 125, "split": "test", **rates, "clips": 1680, **more}
+
+
+ROWS = [
+    train_row(250, 3.0),
+    train_row(500, 1.2),
+    eval_row(500, 0.4),
+    eval_row(1000, 0.2),
+    train_row(1000, 0.7),
+    eval_row(1500, 0.2),
+]
+
+
+# ------------------------------------------------------------------------------------------------ metrics
+
+
+def test_read_metrics(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("\n".join(map(json.dumps, ROWS)) + "\n\n")
+    assert read_metrics(path) == ROWS
+    path.write_text("")
+    assert read_metrics(path) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"step": 1', "line 2: not JSON"),
+        (b"[1, 2]", "line 2: expected a JSON object, found list"),
+        (b'{"step": "\xff"}', "line 2: not JSON"),
+        (b"[" * 100_000, "line 2: not JSON"),
+    ],
+)
+def test_read_metrics_names_the_bad_line(tmp_path, line, message):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 0}\n' + line + b'\n{"step": 2}\n')
+    with pytest.raises(UserError, match=re.escape(f"{path}, {message}")):
+        read_metrics(path)
+
+
+def test_read_metrics_without_a_file(tmp_path):
+    with pytest.raises(UserError, match=r"nothing\.jsonl: cannot be read: No such file"):
+        read_metrics(tmp_path / "nothing.jsonl")
+
+
+def test_the_best_row_is_the_first_with_the_lowest_wer():
+    assert best_row(ROWS) is ROWS[3]
+    assert best_row([eval_row(1, float("nan")), *ROWS])["step"] == 1000
+    assert best_row(ROWS[:2]) is None
+    assert [row["step"] for row in evaluations(ROWS)] == [500, 1000, 1500]
+
+
+# ------------------------------------------------------------------------------------------------ table
+
+
+def test_results_table():
+    rows = [eval_row(500, 1.0), eval_row(12_500, 0.2746), {"step": 9, "epoch": 0.1, "wer": 0.5}]
+    assert results_table(rows).splitlines() == [
+        "|   Step |  Epoch |   Loss |    WER |    CER | WER, HF-padded |      |",
+        "| -----: | -----: | -----: | -----: | -----: | -------------: | ---: |",
+        "|    500 |   4.00 | 0.5000 | 1.0000 | 0.2500 |         1.1000 |      |",
+        "| 12,500 | 100.00 | 0.5000 | 0.2746 | 0.0687 |         0.3746 | best |",
+        "|      9 |   0.10 |      - | 0.5000 |      - |              - |      |",
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ model card
+
+CONFIG = {
+    "seed": 42,
+    "workdir": "/home/somebody/run",
+    "optim": {"learning_rate": 1e-4, "warmup_steps": 1000, "clip_norm": 1.0},
+    "train": {"batch_size": 32, "steps": 12500, "epochs": None},
+    "model": {"freeze_feature_encoder": True, "overrides": {}},
+}
+
+
+def card(**changes) -> str:
+    arguments = {
+        "name": "timit-wavlm-large",
+        "base_model": "microsoft/wavlm-large",
+        "dataset": "TIMIT",
+        "dataset_id": "timit_asr",
+        "config": CONFIG,
+        "rows": ROWS,
+        "language": "en",
+    }
+    return model_card(**arguments | changes)
+
+
+def test_the_hub_reads_the_cards_front_matter():
+    data = huggingface_hub.ModelCard(card()).data
+    assert data.library_name == "transformers"
+    assert data.pipeline_tag == "automatic-speech-recognition"
+    assert data.base_model == "microsoft/wavlm-large"
+    assert data.license == "unknown"
+    assert data.language == "en"
+    assert data.metrics == ["wer", "cer"]
+    assert "wavlm" in data.tags
+    assert data.model_name == "timit-wavlm-large"
+    assert [
+        (r.task_type, r.dataset_type, r.dataset_name, r.dataset_split, r.metric_type, r.metric_value)
+        for r in data.eval_results
+    ] == [
+        ("automatic-speech-recognition", "timit_asr", "TIMIT", "test", "wer", 0.2),
+        ("automatic-speech-recognition", "timit_asr", "TIMIT", "test", "cer", 0.05),
+    ]
+
+
+def test_the_card_says_what_a_reader_needs():
+    text = card()
+    assert results_table(ROWS) in text
+    assert "step 1,000: WER 0.2000 on 1,680 clips" in text
+    assert 'pipeline("automatic-speech-recognition"' in text
+    assert "WavLMForCTC.from_pretrained" in text
+    assert "licence of WavLM's weights is unclear" in text
+    settings = dict(re.findall(r"^\| `([\w.]+)`\s*\| `(.*?)`\s*\|$", text, re.MULTILINE))
+    assert settings == {
+        "optim.learning_rate": "0.0001",
+        "optim.warmup_steps": "1000",
+        "optim.clip_norm": "1.0",
+        "train.batch_size": "32",
+        "train.steps": "12500",
+        "model.freeze_feature_encoder": "True",
+        "seed": "42",
+    }
+
+
+def test_the_card_keeps_paths_to_itself(tmp_path):
+    checkpoint = tmp_path / "somebody" / "wavlm-large"
+    checkpoint.mkdir(parents=True)
+    text = card(base_model=str(checkpoint))
+    assert huggingface_hub.ModelCard(text).data.base_model is None
+    assert "the checkpoint `wavlm-large`" in text
+    assert str(tmp_path) not in text
+    assert "/home/" not in text
+
+
+def test_a_relative_folder_is_no_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "large").mkdir(parents=True)
+    assert huggingface_hub.ModelCard(card(base_model="models/large")).data.base_model is None
+
+
+def test_a_card_of_a_model_from_scratch_and_never_evaluated():
+    text = card(base_model=None, rows=[], language=None)
+    data = huggingface_hub.ModelCard(text).data
+    assert data.license is None
+    assert data.eval_results is None
+    assert "from random weights" in text
+    assert "Not evaluated." in text
+
+
+# ------------------------------------------------------------------------------------------------ curves
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_curves_are_one_valid_picture(tmp_path):
+    curves(ROWS, tmp_path / "curves.svg")
+    root = ET.parse(tmp_path / "curves.svg").getroot()
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    lines = root.findall(f"{SVG}polyline")
+    assert len(lines) == 5  # train and eval loss, WER twice, CER
+    for line in lines:
+        for point in line.attrib["points"].split():
+            x, y = map(float, point.split(","))
+            assert 0 < x < width
+            assert 0 < y < height
+    words = " ".join(text.text for text in root.iter(f"{SVG}text"))
+    for word in ("train loss 0.7", "eval loss 0.5", "WER 0.2", "CER 0.05", "best 0.2", "1,000", "step"):
+        assert word in words
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [train_row(1, 2.0)],
+        [eval_row(10, 0.0)],
+        [eval_row(10, 1.0), eval_row(20, 3.7)],
+        [train_row(1, 1e-6), train_row(10**7, 1e6)],
+        [train_row(1, -0.001), train_row(2, 0.5)],  # CTC can go slightly below 0
+        [train_row(1, float("nan")), train_row(2, float("inf")), eval_row(2, 1.0)],
+        [{"step": 5, "split": "test", "wer": 0.5}],
+        [train_row(3, 1.0), train_row(4, 1.0)],
+    ],
+)
+def test_curves_of_odd_runs(tmp_path, rows):
+    curves(rows, tmp_path / "curves.svg")
+    text = (tmp_path / "curves.svg").read_text()
+    ET.fromstring(text)
+    assert not re.search(r"\b(nan|inf)\b", text)
+
+
+def test_curves_of_nothing(tmp_path):
+    with pytest.raises(UserError, match="no metrics"):
+        curves([], tmp_path / "curves.svg")
