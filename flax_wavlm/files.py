@@ -11,15 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flax_wavlm.errors import UserError
+from flax_wavlm.errors import UserError, reason
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of what another library's exception says; its type where it says nothing."""
-    said = str(error).strip()
-    return said.splitlines()[0] if said else type(error).__name__
 
 
 def is_file(path: Path) -> bool:
@@ -44,9 +38,8 @@ def _mode(path: Path) -> int:
     except (FileNotFoundError, NotADirectoryError):
         return 0
     except (OSError, ValueError) as error:  # ValueError: a null character, half a surrogate pair
-        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{str(path)[:300]!r}: cannot look at it ({reason}); check the path and its permissions"
+            f"{str(path)[:300]!r}: cannot look at it ({reason(error)}); check the path and its permissions"
         ) from error
 
 
@@ -116,7 +109,7 @@ def local_copy(source: str | Path, patterns: list[str]) -> Path:
     except Exception as error:  # HTTP, cache, validation and offline errors share no base class
         raise UserError(
             f"{name}: no such file or folder here, and not to be had from the Hugging Face hub: "
-            f"{one_line(error)} "
+            f"{reason(error)} "
             "Check the name, the network and HF_HUB_OFFLINE, or download it and give its folder"
         ) from error
 

@@ -15,8 +15,8 @@ from typing import Any, TextIO
 from absl import app, flags
 from absl import logging as absl_logging
 
-from flax_wavlm.errors import Preempted, UserError
-from flax_wavlm.files import is_file, one_line
+from flax_wavlm.errors import Preempted, UserError, reason
+from flax_wavlm.files import is_file
 from flax_wavlm.training.config import TrainConfig, field_names
 
 FAILED = 1  # exit status of what was not foreseen, and of losing the run's other processes
@@ -57,7 +57,7 @@ def run(main: Callable[[list[str]], None], *, arguments: str = "", messages: Tex
             if type(error).__name__ == "JaxRuntimeError" and _processes() > 1:
                 _fail(
                     "error: another process of this run has ended, or cannot be reached "
-                    f"({one_line(error)}). Look at what it said; the same command in each then resumes",
+                    f"({reason(error)}). Look at what it said; the same command in each then resumes",
                     FAILED,
                 )
             traceback.print_exc()
@@ -97,7 +97,7 @@ def _in_config_file(error: Exception, arguments: Sequence[str]) -> UserError:
     line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
     where = f"{file}:{line}" if line else file
     return UserError(
-        f"--config={where}: {type(error).__name__}: {one_line(error)}. Expected a Python file whose "
+        f"--config={where}: {type(error).__name__}: {reason(error)}. Expected a Python file whose "
         "get_config() gives a TrainConfig, as those in configs/"
     )
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flax_wavlm.errors import UserError
-from flax_wavlm.files import exists, local_folder, one_line, read_json_object
+from flax_wavlm.errors import UserError, reason
+from flax_wavlm.files import exists, local_folder, read_json_object
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2CTCTokenizer
@@ -138,7 +138,7 @@ class CTCTokenizer:
             tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(str(folder), local_files_only=True)
         except Exception as error:  # its files can be wrong in as many ways as transformers has exceptions
             raise UserError(
-                f"{folder}: transformers cannot load the tokenizer: {one_line(error)}. Expected vocab.json "
+                f"{folder}: transformers cannot load the tokenizer: {reason(error)}. Expected vocab.json "
                 f"and tokenizer_config.json as Wav2Vec2CTCTokenizer.save_pretrained writes them."
             ) from error
         return cls(tokenizer, source=str(folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ Array = jax.Array
 
 
 @functools.lru_cache(maxsize=32)
-def structure(config: WavLMConfig) -> tuple[nnx.GraphDef, Params]:
-    """`split` of the model of a configuration, with shapes in place of its arrays."""
-    return split(nnx.eval_shape(lambda: WavLMForCTC(config, nnx.Rngs(0))))
+def structure(
+    config: WavLMConfig, model: Callable[[WavLMConfig, nnx.Rngs], nnx.Module] | None = None
+) -> tuple[nnx.GraphDef, Params]:
+    """`split` of a configuration's model (default: `WavLMForCTC`), with shapes in place of its arrays."""
+    make = model or WavLMForCTC
+    return split(nnx.eval_shape(lambda: make(config, nnx.Rngs(0))))
 
 
 # --- States to logits ---------------------------------------------------------------------------------------

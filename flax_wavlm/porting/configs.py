@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flax_wavlm.errors import UserError
-from flax_wavlm.files import one_line
+from flax_wavlm.errors import UserError, reason
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.porting.table import HEAD
 from flax_wavlm.porting.weights import PretrainedWeights
@@ -55,7 +54,7 @@ def config_of_microsoft(path: Path, cfg: Any) -> tuple[WavLMConfig, bool]:
                 raise UserError(f"{path}: cfg[{name!r}] is false; only WavLM, which has it, can be loaded")
         return config, bool(cfg["normalize"])
     except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{path}: 'cfg' holds a value of another kind ({one_line(error)})") from None
+        raise UserError(f"{path}: 'cfg' holds a value of another kind ({reason(error)})") from None
     except KeyError as error:
         raise UserError(f"{path}: 'cfg' lacks {error}; expected the cfg of Microsoft's WavLM") from None
 

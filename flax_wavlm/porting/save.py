@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from flax_wavlm.errors import UserError
-from flax_wavlm.files import one_line, read_json_object
+from flax_wavlm.errors import UserError, reason
+from flax_wavlm.files import read_json_object
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.heads import WavLMForCTC
 from flax_wavlm.models.parameters import Params, flatten, split
@@ -57,8 +57,7 @@ def save_model(model: WavLMForCTC, folder: Path) -> None:
             for path in (config, weights):
                 os.replace(path, folder / path.name)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise UserError(f"{folder}: cannot be written: {reason}; give another folder") from None
+        raise UserError(f"{folder}: cannot be written: {reason(error)}; give another folder") from None
 
 
 # The other files of a checkpoint's folder that say how to use it.

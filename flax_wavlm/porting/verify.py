@@ -19,7 +19,7 @@ from flax import nnx
 
 from flax_wavlm.data.audio import FEW, SAMPLE_RATE, read_audio
 from flax_wavlm.data.preprocessor import Preprocessor
-from flax_wavlm.errors import UserError
+from flax_wavlm.errors import UserError, reason
 from flax_wavlm.models.heads import WavLMForCTC, structure
 from flax_wavlm.models.parameters import Params, merge, split
 from flax_wavlm.porting.convert import Conversion
@@ -144,10 +144,9 @@ def _reference(model_class: Any, folder: Path) -> Any:
                 folder, output_loading_info=True, dtype=torch.float32, local_files_only=True
             )
         except Exception as error:  # its loading can fail in as many ways as it has file formats
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"{folder}: transformers' {model_class.__name__} cannot load it ({type(error).__name__}: "
-                f"{reason}), so there is nothing to compare with"
+                f"{reason(error)}), so there is nothing to compare with"
             ) from error
     if missing := sorted(loading["missing_keys"]):
         raise UserError(

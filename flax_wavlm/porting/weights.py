@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from flax_wavlm.errors import UserError
-from flax_wavlm.files import is_file, one_line, read_json_object
+from flax_wavlm.errors import UserError, reason
+from flax_wavlm.files import is_file, read_json_object
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.porting.table import HEAD
 
@@ -105,7 +105,7 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except SafetensorError as error:
         raise UserError(
-            f"{path}: not a whole safetensors file ({one_line(error)}); download or copy it again"
+            f"{path}: not a whole safetensors file ({reason(error)}); download or copy it again"
         ) from None
     _check_types(path, types, ("F32", "F16", "BF16", "F64"))
     return {name: Tensor(name, shape, functools.partial(read, name)) for name, shape in shapes.items()}
@@ -136,7 +136,7 @@ def load_pickle(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises half a dozen types for damaged or unsafe files
         raise UserError(
             f"{path}: not a checkpoint that can be loaded safely ({type(error).__name__}: "
-            f"{one_line(error)}). It is damaged, or it holds more than tensors"
+            f"{reason(error)}). It is damaged, or it holds more than tensors"
         ) from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a dict of tensors")

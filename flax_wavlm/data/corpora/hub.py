@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flax_wavlm.data.corpora.utterance import Skipped, Utterance, empty_split
-from flax_wavlm.errors import UserError
-from flax_wavlm.files import one_line
+from flax_wavlm.errors import UserError, reason
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,7 +42,7 @@ def read_hub(
             cause = cause.__cause__
         raise UserError(
             f"Hugging Face dataset {name!r}, config {config!r}, split {split!r}: datasets cannot load it "
-            f"({type(cause).__name__}: {one_line(cause)}). Check data.path, the split's name and the "
+            f"({type(cause).__name__}: {reason(cause)}). Check data.path, the split's name and the "
             "network. Folders of audio files need torchcodec here: write a manifest, and set "
             "--config.data.corpus=manifest."
         ) from error
