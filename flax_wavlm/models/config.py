@@ -1,28 +1,31 @@
-"""What a WavLM is made of and how it is run: one frozen dataclass, to and from Hugging Face's config.json."""
+"""Architecture and regularisation of a WavLM: one frozen dataclass, to and from Hugging Face's config.json.
+
+No jax: flags are checked before it is imported.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from flax_wavlm.errors import UserError
+from flax_wavlm.errors import UserError, did_you_mean
 from flax_wavlm.files import read_json_object
+from flax_wavlm.models.compute import CHOICES, Compute
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "selu", "silu", "swish")
 
 
 @dataclass(frozen=True)
-class WavLMConfig:
-    """Architecture and regularisation of a WavLM with a CTC head, and how to compute it.
+class WavLMConfig(Compute):
+    """Architecture and regularisation of a WavLM with a CTC head, and how it is computed (`Compute`).
 
     Names, meanings and defaults are those of `transformers.WavLMConfig`, so that a config.json that lacks a
     key means the same here and there. Released checkpoints differ from the defaults: read their own file
-    with `from_hf`. The fields of the last group are ours and are not written to config.json.
+    with `from_hf`. The fields of `Compute` and the last group are ours, and are not written to config.json.
     """
 
     vocab_size: int = 32
@@ -68,12 +71,7 @@ class WavLMConfig:
     pad_token_id: int = 0
     bos_token_id: int | None = 1
     eos_token_id: int | None = 2
-    # How it is computed; ours, not Hugging Face's.
-    dtype: str = "float32"  # of matrix products and convolutions; parameters stay float32
-    matmul_precision: str = "highest"  # of float32 products: TPUs and recent GPUs round them otherwise
-    unroll: int = 0  # encoder layers in a round of their loop; 0: all on a GPU, one elsewhere
-    remat: str = "none"  # "full": recompute each layer in the backward pass; "dots": keep its products
-    attention: str = "auto"  # how attention is computed; "auto": see flax_wavlm.ops.attention.choice
+    # Ours, not Hugging Face's, as are the fields of `Compute`.
     # GroupNorm over a clip's own frames only. transformers norms over the padding too, so that a base
     # model's logits depend on the batch it is in; True gives what transformers gives for the clip alone.
     masked_group_norm: bool = False
@@ -93,8 +91,10 @@ class WavLMConfig:
                 object.__setattr__(self, field.name, value)
         if not len(self.conv_dim) == len(self.conv_stride) == len(self.conv_kernel) > 0:
             raise UserError(
-                f"config: conv_dim, conv_stride and conv_kernel must have the same length, found "
-                f"{len(self.conv_dim)}, {len(self.conv_stride)} and {len(self.conv_kernel)}"
+                "conv_dim, conv_stride and conv_kernel have different lengths",
+                where="config",
+                found=[len(self.conv_dim), len(self.conv_stride), len(self.conv_kernel)],
+                expected="one value for each convolution",
             )
         for name, allowed in _CHOICES.items():
             self._require(getattr(self, name) in allowed, name, f"one of {', '.join(allowed)}")
@@ -120,7 +120,7 @@ class WavLMConfig:
 
     def _require(self, holds: bool, name: str, expected: str) -> None:
         if not holds:
-            raise UserError(f"config: {name} is {repr(getattr(self, name))[:200]}, expected {expected}")
+            raise UserError(where="config", field=name, found=getattr(self, name), expected=expected)
 
     def _check_types(self) -> None:
         for field in dataclasses.fields(self):
@@ -135,7 +135,7 @@ class WavLMConfig:
             }[str(field.type)]
             wrong = not isinstance(value, expected) or (isinstance(value, bool) and field.type != "bool")
             if wrong or (isinstance(value, tuple) and not all(type(v) is int for v in value)):
-                raise UserError(f"config: {field.name} is {repr(value)[:200]}, expected {field.type}")
+                raise UserError(where="config", field=field.name, found=value, expected=str(field.type))
 
     @property
     def min_samples(self) -> int:
@@ -148,7 +148,7 @@ class WavLMConfig:
     def frame_count(self, samples: Any, layers: int | None = None) -> Any:
         """Frames that the feature encoder makes of `samples` (an int or an integer array of them).
 
-        `layers`: after so many convolutions (default: all). Source:
+        `layers`: after the first `layers` convolutions (default: all). Source:
         `WavLMPreTrainedModel._get_feat_extract_output_lengths`, but never below 0.
         """
         for kernel, stride in list(zip(self.conv_kernel, self.conv_stride, strict=True))[:layers]:
@@ -160,9 +160,9 @@ class WavLMConfig:
         names = [field.name for field in dataclasses.fields(self)]
         for name in changes:
             if name not in names:
-                near = difflib.get_close_matches(name, names, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise UserError(f"config: there is no field {name!r}{hint}")
+                raise UserError(
+                    "there is no such field", where="config", found=name, do=did_you_mean(name, names)
+                )
         return dataclasses.replace(self, **changes)
 
     @classmethod
@@ -178,12 +178,19 @@ class WavLMConfig:
             source = read_json_object(Path(source), "a model's configuration")
         if source.get("model_type") != "wavlm":
             raise UserError(
-                f"{name}: model_type is {source.get('model_type')!r}, expected 'wavlm'; "
-                "other architectures cannot be loaded as WavLM"
+                where=name,
+                field="model_type",
+                found=source.get("model_type"),
+                expected="'wavlm'",
+                do="other architectures cannot be loaded as WavLM",
             )
         if source.get("add_adapter"):
             raise UserError(
-                f"{name}: add_adapter is true; WavLM with convolutional adapters is not supported"
+                where=name,
+                field="add_adapter",
+                found=source["add_adapter"],
+                expected="false",
+                do="WavLM with convolutional adapters is not supported",
             )
         values = {key: source[key] for key in cls.hf_fields() if key in source}
         if values.get("pad_token_id", 0) is None:
@@ -191,7 +198,7 @@ class WavLMConfig:
         try:
             return cls(**values)
         except UserError as error:
-            raise UserError(f"{name}: {str(error).removeprefix('config: ')}") from None
+            raise error.at(name) from None
 
     def to_hf(self) -> dict[str, Any]:
         """The mapping to write as config.json; `from_hf` reads it back, `transformers` loads it."""
@@ -206,16 +213,12 @@ class WavLMConfig:
         return [field.name for field in dataclasses.fields(cls) if field.name not in _OURS]
 
 
-_OURS = ("dtype", "matmul_precision", "unroll", "remat", "attention", "masked_group_norm")
-_CHOICES = {
+_OURS = {field.name for field in dataclasses.fields(Compute)} | {"masked_group_norm"}
+_CHOICES = CHOICES | {
     "hidden_act": ACTIVATIONS,
     "feat_extract_activation": ACTIVATIONS,
     "feat_extract_norm": ("group", "layer"),
     "ctc_loss_reduction": ("mean", "sum"),
-    "dtype": ("float32", "bfloat16"),
-    "matmul_precision": ("default", "high", "highest"),
-    "remat": ("none", "dots", "full"),
-    "attention": ("auto", "xla", "cudnn", "pallas"),
 }
 _POSITIVE = [
     "vocab_size",

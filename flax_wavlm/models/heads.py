@@ -1,35 +1,38 @@
-"""TODO."""
+"""WavLM with a head: hidden states to logits."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from flax_wavlm.models.config import WavLMConfig
-from flax_wavlm.models.layers import Dense
+from flax_wavlm.models.layers import Dense, computing
 from flax_wavlm.models.parameters import Params, split
-from flax_wavlm.models.wavlm import WavLM
+from flax_wavlm.models.wavlm import EncoderOutput, WavLM
 from flax_wavlm.ops.dropout import dropout
 
 Array = jax.Array
 
 
-@functools.lru_cache(maxsize=32)
-def structure(
-    config: WavLMConfig, model: Callable[[WavLMConfig, nnx.Rngs], nnx.Module] | None = None
-) -> tuple[nnx.GraphDef, Params]:
-    """`split` of a configuration's model (default: `WavLMForCTC`), with shapes in place of its arrays."""
-    make = model or WavLMForCTC
-    return split(nnx.eval_shape(lambda: make(config, nnx.Rngs(0))))
+class CTCOutput(NamedTuple):
+    """What a model with a CTC head makes of a batch."""
+
+    logits: Array  # [B, T, V] float32
+    frame_lengths: Array  # [B] int32, the valid frames of each row
 
 
-# --- States to logits ---------------------------------------------------------------------------------------
+class CTCOutputWithStates(NamedTuple):
+    """The same, with all hidden states."""
+
+    logits: Array
+    frame_lengths: Array
+    hidden_states: Array  # [L + 1, B, T, D] float32: the first layer's input, and the output of every layer
 
 
 class WavLMForCTC(nnx.Module):
@@ -51,32 +54,45 @@ class WavLMForCTC(nnx.Module):
         *,
         key: Array | None = None,
         mask_time: Array | None = None,
-        with_states: bool = False,
-    ) -> tuple[Array, ...]:
+    ) -> CTCOutput:
         """Logits of each frame.
 
         Args:
             input_values: [B, N] float, what the checkpoint's Hugging Face feature extractor would give.
-            lengths: [B] int, the real samples of each row; what follows them is padding and is neither
+            lengths: [B] int, the real samples of each row. The rest of a row is padding: it is neither
                 attended to nor masked. None: every row is full (transformers without an attention mask).
             key: a key of jax.random makes it a training call, with dropout, LayerDrop and SpecAugment.
             mask_time: [B, T] bool, frames to replace by the mask embedding, in place of SpecAugment's draw.
-            with_states: also return all hidden states.
-        Returns:
-            logits [B, T, V] float32 and frames [B] int32, the valid frames of each row; with `with_states`
-            also [L + 1, B, T, D] float32: the input of the first layer and the output of every layer.
         Raises:
             ValueError: the rows are shorter than one frame (`config.min_samples`).
         """
-        config = self.config
-        if input_values.ndim != 2 or input_values.shape[1] < config.min_samples:
+        features = self.features(input_values, lengths)
+        return self.from_features(features, lengths, key=key, mask_time=mask_time)
+
+    def with_hidden_states(
+        self,
+        input_values: Array,
+        lengths: Array | None = None,
+        *,
+        key: Array | None = None,
+        mask_time: Array | None = None,
+    ) -> CTCOutputWithStates:
+        """`__call__`, with the hidden states of all layers."""
+        features = self.features(input_values, lengths)
+        head_key, key = split_key(key)
+        output = self.wavlm.encode(features, lengths, key=key, mask_time=mask_time, with_states=True)
+        assert output.hidden_states is not None
+        return CTCOutputWithStates(*self.logits(output, head_key), output.hidden_states)
+
+    def features(self, input_values: Array, lengths: Array | None) -> Array:
+        """The feature encoder's output [B, T, C]; arguments and errors as `__call__`."""
+        if input_values.ndim != 2 or input_values.shape[1] < self.config.min_samples:
             raise ValueError(
                 f"input_values has shape {input_values.shape}, expected [clips, samples] with at least "
-                f"{config.min_samples} samples, one frame of the feature encoder"
+                f"{self.config.min_samples} samples, one frame of the feature encoder"
             )
-        with jax.default_matmul_precision(config.matmul_precision):
-            features = self.wavlm.feature_encoder(input_values, lengths)
-        return self.from_features(features, lengths, key=key, mask_time=mask_time, with_states=with_states)
+        with computing(self.config):
+            return self.wavlm.feature_encoder(input_values, lengths)
 
     def from_features(
         self,
@@ -85,19 +101,15 @@ class WavLMForCTC(nnx.Module):
         *,
         key: Array | None = None,
         mask_time: Array | None = None,
-        with_states: bool = False,
-    ) -> tuple[Array, ...]:
+    ) -> CTCOutput:
         """`__call__` from the feature encoder's output [B, T, C] on; lengths [B] are still samples."""
-        config = self.config
-        head_key = None
-        if key is not None:
-            key, head_key = jax.random.split(key)
-        with jax.default_matmul_precision(config.matmul_precision):
-            x, frames, states = self.wavlm.encode(
-                features, lengths, key=key, mask_time=mask_time, with_states=with_states
-            )
-            logits = self.head(dropout(x, config.final_dropout, head_key)).astype(jnp.float32)
-        return (logits, frames) if states is None else (logits, frames, states)
+        head_key, key = split_key(key)
+        return self.logits(self.wavlm.encode(features, lengths, key=key, mask_time=mask_time), head_key)
+
+    def logits(self, output: EncoderOutput, key: Array | None) -> CTCOutput:
+        with computing(self.config):
+            x = dropout(output.last_hidden_state, self.config.final_dropout, key)
+            return CTCOutput(self.head(x).astype(jnp.float32), output.frame_lengths)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **overrides: Any) -> WavLMForCTC:
@@ -114,3 +126,20 @@ class WavLMForCTC(nnx.Module):
         from flax_wavlm.porting.save import save_model
 
         save_model(self, Path(folder))
+
+
+def split_key(key: Array | None) -> tuple[Array | None, Array | None]:
+    """Keys for the head and for the encoder."""
+    if key is None:
+        return None, None
+    key, head_key = jax.random.split(key)
+    return head_key, key
+
+
+@functools.lru_cache(maxsize=32)
+def structure(
+    config: WavLMConfig, model: Callable[[WavLMConfig, nnx.Rngs], nnx.Module] | None = None
+) -> tuple[nnx.GraphDef, Params]:
+    """`split` of a configuration's model (default: `WavLMForCTC`), with shapes in place of its arrays."""
+    make = model or WavLMForCTC
+    return split(nnx.eval_shape(lambda: make(config, nnx.Rngs(0))))

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Parameters as plain nested dicts of arrays: taken out of a model, put back, and parted into groups."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
 
 
 def merge(graphdef: nnx.GraphDef, params: Params) -> Any:
-    """The model of that structure with those parameters; free of cost under jit."""
+    """The model of that structure with those parameters. Under jit it costs nothing."""
     return nnx.merge(graphdef, nnx.State(params))
 
 
@@ -34,7 +34,7 @@ def partition(params: Params, *, freeze_feature_encoder: bool) -> tuple[Params, 
 
 
 def combine(trained: Params, frozen: Params) -> Params:
-    """What `partition` took apart."""
+    """Puts together what `partition` has parted."""
     return traverse_util.unflatten_dict(
         traverse_util.flatten_dict(trained) | traverse_util.flatten_dict(frozen)
     )
@@ -46,6 +46,7 @@ def decay_mask(params: Params) -> Any:
 
 
 def flatten(tree: Params, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Each leaf with its path, in the order of the tree."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from flatten(value, (*prefix, key))

@@ -1,20 +1,22 @@
-"""WavLM with a CTC head, read from top to bottom: waveform to frames, frames to states, states to logits.
+"""WavLM, read from top to bottom as section III of its paper: waveform to frames, frames to hidden states.
 
 Chen et al. 2022, "WavLM: Large-Scale Self-Supervised Pre-Training for Full Stack Speech Processing"
-(arXiv:2110.13900); equal to `transformers`' PyTorch WavLM, whose config names it uses.
+(arXiv:2110.13900). Equal to `transformers`' PyTorch WavLM, whose config names it uses.
 
 Letters of shapes:
     B clips, N samples, T frames, C channels of the feature encoder, D hidden size, F feed-forward size,
     H heads, K head size (D / H), L layers, V vocabulary.
 
-Modules are Flax NNX; what trains them is functional. `split` turns a model into a graph definition and a
-plain nested dict of arrays, `merge` puts them together again, and no module holds a random state: a call
-with `key` is a training call (dropout, LayerDrop, SpecAugment), a call without is an evaluation.
+Modules are Flax NNX, and the code that trains them is functional: see `parameters.py`. No module holds a
+random state. A call with `key` is a training call (dropout, LayerDrop, SpecAugment), a call without it is an
+evaluation. `layers.py` has the layers, and the types `Update` and `Residual`: a sub-layer gives an update,
+and the residual stream takes it.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,87 +24,19 @@ import numpy as np
 from flax import nnx
 
 from flax_wavlm.models.config import WavLMConfig
-from flax_wavlm.models.layers import ACTIVATIONS, Branch, Dense, LayerNorm
-from flax_wavlm.models.masking import span_mask
+from flax_wavlm.models.layers import ACTIVATIONS, ConvLayer, Dense, LayerNorm, Residual, Update, computing
+from flax_wavlm.models.masking import mask_frames, spec_augment
 from flax_wavlm.models.parameters import Params, merge, split
 from flax_wavlm.ops.attention.api import Attend, pad_frames, prepare
-from flax_wavlm.ops.dense import add_bias
+from flax_wavlm.ops.attention.choice import AttentionSpec
 from flax_wavlm.ops.dropout import dropout
-from flax_wavlm.ops.first_conv.api import conv_norm_gelu
 from flax_wavlm.ops.gates.api import gates
-from flax_wavlm.ops.positional_conv import grouped_conv
+from flax_wavlm.ops.positional_conv.api import grouped_conv
 
 Array = jax.Array
 
 
-# --- Waveform to frames -------------------------------------------------------------------------------------
-
-
-class ConvLayer(nnx.Module):
-    """Strided convolution, norm (or none), activation. Source: `WavLMLayerNormConvLayer` and its siblings."""
-
-    def __init__(self, config: WavLMConfig, index: int, rngs: nnx.Rngs):
-        size_in = config.conv_dim[index - 1] if index else 1
-        size_out = config.conv_dim[index]
-        self.config, self.index = config, index
-        self.conv = nnx.Conv(
-            size_in,
-            size_out,
-            kernel_size=config.conv_kernel[index],
-            strides=config.conv_stride[index],
-            padding="VALID",
-            use_bias=config.conv_bias,
-            dtype=jnp.dtype(config.dtype),
-            kernel_init=nnx.initializers.he_normal(),
-            rngs=rngs,
-        )
-        if config.feat_extract_norm == "layer" or index == 0:
-            self.norm = LayerNorm(size_out, 1e-5, rngs)  # GroupNorm's parameters have the same shape
-
-    def __call__(self, x: Array, lengths: Array | None) -> Array:  # [B, T', C'], [B] samples
-        activation = self.config.feat_extract_activation
-        norms = self.config.feat_extract_norm == "layer"
-        at_once = norms and activation == "gelu"
-        if at_once and self.index == 0:
-            return self.first(x)
-        x = self.conv(x)
-        if at_once:
-            return self.norm.gelu(x, self.config.dtype)
-        if norms:
-            x = self.norm(x)
-        elif self.index == 0:
-            x = self.group_norm(x, lengths)
-        return ACTIVATIONS[activation](x).astype(self.config.dtype)
-
-    def first(self, x: Array) -> Array:  # [B, N, 1]
-        """Convolution, norm and activation at once, as what is between them is the largest array of all."""
-        config, conv = self.config, self.conv
-        dtype = jnp.dtype(config.dtype)
-        taps = conv.kernel[...].astype(dtype)[:, 0]
-        conv_bias = jnp.zeros(taps.shape[1]) if conv.bias is None else conv.bias[...]
-        return conv_norm_gelu(
-            x[:, :, 0].astype(dtype),
-            taps,
-            conv_bias,
-            *self.norm.parameters(),
-            config.conv_stride[0],
-            self.norm.epsilon,
-            dtype,
-            config.matmul_precision,
-        )
-
-    def group_norm(self, x: Array, lengths: Array | None) -> Array:
-        """GroupNorm with one channel a group: every channel over time, biased variance, in float32."""
-        x = x.astype(jnp.float32)
-        where = None
-        if self.config.masked_group_norm and lengths is not None:
-            frames = jnp.maximum(self.config.frame_count(lengths, layers=1), 1)
-            where = (jnp.arange(x.shape[1]) < frames[:, None])[:, :, None]  # [B, T', 1]
-        mean = jnp.mean(x, axis=1, keepdims=True, where=where)
-        variance = jnp.mean(jnp.square(x - mean), axis=1, keepdims=True, where=where)
-        x = (x - mean) * jax.lax.rsqrt(variance + 1e-5)
-        scale, bias = self.norm.parameters()
-        return x * scale + bias
+# --- Section III-A: the convolutional feature encoder -------------------------------------------------------
 
 
 class FeatureEncoder(nnx.Module):
@@ -139,24 +73,7 @@ class FeatureProjection(nnx.Module):
         return self.projection(self.norm(x))  # [B, T, D]
 
 
-# --- Frames to states ---------------------------------------------------------------------------------------
-
-
-def relative_buckets(frames: int, num_buckets: int, max_distance: int) -> np.ndarray:
-    """The bucket of each distance key - query, for distances -(frames - 1) ... frames - 1.
-
-    Half of the buckets for each direction; in each, half for one distance apiece and half for distances in
-    a logarithmic scale up to `max_distance` (the paper's equation 6). Returns [2 * frames - 1] int32.
-    Source: `WavLMAttention._relative_positions_bucket`, in float32 as there.
-    """
-    distance = np.arange(-(frames - 1), frames)
-    half = num_buckets // 2
-    exact = half // 2
-    steps = np.log(np.maximum(np.abs(distance), 1).astype(np.float32) / np.float32(exact))
-    steps = steps / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)
-    far = np.minimum((np.float32(exact) + steps).astype(np.int32), half - 1)
-    near = np.abs(distance).astype(np.int32)
-    return np.where(near < exact, near, far) + np.where(distance > 0, half, 0).astype(np.int32)
+# --- Section III-A: the convolution-based relative positions ------------------------------------------------
 
 
 class PositionalConv(nnx.Module):
@@ -186,10 +103,41 @@ class PositionalConv(nnx.Module):
         return ACTIVATIONS[self.config.feat_extract_activation](x)
 
 
-class Attention(nnx.Module):
-    """Self-attention with a gated relative position bias (the paper's section III-B).
+# --- Section III-B: attention with a gated relative position bias -------------------------------------------
 
-    Source: `WavLMAttention`.
+
+def relative_buckets(frames: int, num_buckets: int, max_distance: int) -> np.ndarray:
+    """The bucket of each distance key - query, for distances -(frames - 1) ... frames - 1.
+
+    Half of the buckets for each direction; in each, half for one distance apiece and half for distances in
+    a logarithmic scale up to `max_distance` (the paper's equation 6). Returns [2 * frames - 1] int32.
+    Source: `WavLMAttention._relative_positions_bucket`, in float32 as there.
+    """
+    distance = np.arange(-(frames - 1), frames)
+    half = num_buckets // 2
+    exact = half // 2
+    steps = np.log(np.maximum(np.abs(distance), 1).astype(np.float32) / np.float32(exact))
+    steps = steps / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)
+    far = np.minimum((np.float32(exact) + steps).astype(np.int32), half - 1)
+    near = np.abs(distance).astype(np.int32)
+    return np.where(near < exact, near, far) + np.where(distance > 0, half, 0).astype(np.int32)
+
+
+def attention_spec(config: WavLMConfig) -> AttentionSpec:
+    """The part of a configuration that attention must know."""
+    return AttentionSpec(
+        implementation=config.attention,
+        dtype=config.dtype,
+        head_size=config.hidden_size // config.num_attention_heads,
+        dropout=config.attention_dropout,
+        precision=config.matmul_precision,
+    )
+
+
+class Attention(nnx.Module):
+    """Self-attention whose position bias is gated by the attention's input. Source: `WavLMAttention`.
+
+    The bias itself is shared by all layers, and part of `attend`.
     """
 
     def __init__(self, config: WavLMConfig, rngs: nnx.Rngs):
@@ -201,14 +149,16 @@ class Attention(nnx.Module):
         self.gate_const = nnx.Param(jnp.ones(heads))
 
     @jax.named_scope("attention")
-    def __call__(self, x: Array, attend: Attend, key: Array | None) -> Branch:  # [B, T, D]
+    def __call__(self, x: Array, attend: Attend, key: Array | None) -> Update:  # [B, T, D]
         config = self.config
         batch, time, size = x.shape
         heads = config.num_attention_heads
         x = x.astype(config.dtype)
         x, gate = gates(x, *self.gate.parameters(), self.gate_const[...], config.matmul_precision)
-        qkv, bias = (y.reshape(*y.shape[:-1], heads, size // heads) for y in self.qkv.parts(x))
-        return self.out.parts(attend(qkv, bias, gate, key).reshape(batch, time, size))
+        qkv, bias = (
+            y.reshape(*y.shape[:-1], heads, size // heads) for y in self.qkv.update(x).parts()
+        )  # [B, T, 3, H, K], [3, H, K]
+        return self.out.update(attend(qkv, bias, gate, key).reshape(batch, time, size))
 
 
 class FeedForward(nnx.Module):
@@ -220,24 +170,13 @@ class FeedForward(nnx.Module):
         self.down = Dense(config.intermediate_size, config.hidden_size, config, rngs)
 
     @jax.named_scope("feed_forward")
-    def __call__(self, x: Array, key: Array | None) -> Branch:  # [B, T, D]
-        def down(x: Array) -> Branch:
+    def __call__(self, x: Array, key: Array | None) -> Update:  # [B, T, D]
+        def down(x: Array) -> Update:  # [B, T, F]
             x = ACTIVATIONS[self.config.hidden_act](x)
-            return self.down.parts(dropout(x, self.config.activation_dropout, key))
+            return self.down.update(dropout(x, self.config.activation_dropout, key))
 
-        # Of what is F wide a loop over layers keeps only the activation's input for the backward pass.
-        return jax.checkpoint(down, prevent_cse=False)(self.up(x))  # [B, T, F] between
-
-
-Stream = tuple[Array, ...]
-"""The state between layers [B, T, D]. Where norms come first, it is the sum of that and a `Branch`, which the
-next norm makes: that saves passes over memory for the sums alone, and for the bias's gradient."""
-
-
-def total(stream: Stream) -> Array:
-    """The state as one array."""
-    x, *branch = stream
-    return x + sum(branch)
+        # The loop over layers keeps one array of width F for the backward pass: the input of the activation.
+        return jax.checkpoint(down, prevent_cse=False)(self.up(x))
 
 
 class EncoderLayer(nnx.Module):
@@ -245,40 +184,47 @@ class EncoderLayer(nnx.Module):
 
     def __init__(self, config: WavLMConfig, rngs: nnx.Rngs):
         self.config = config
-        # Where a norm is the residual stream, the result stays float32.
+        # Where a norm's result is the residual stream, it stays float32.
         dtype = config.dtype if config.do_stable_layer_norm else "float32"
         self.attention = Attention(config, rngs)
         self.attention_norm = LayerNorm(config.hidden_size, config.layer_norm_eps, rngs, dtype)
         self.feed_forward = FeedForward(config, rngs)
         self.final_norm = LayerNorm(config.hidden_size, config.layer_norm_eps, rngs, dtype)
 
-    def __call__(self, stream: Stream, attend: Attend, key: Array | None) -> Stream:
-        """One state to the next, in as many parts."""
-        x, *branch = stream
-        keys = [None] * 4 if key is None else list(jax.random.split(key, 4))
+    def __call__(self, residual: Residual, attend: Attend, key: Array | None) -> Residual:
+        attention_key, out_key, activation_key, down_key = (
+            (None,) * 4 if key is None else jax.random.split(key, 4)
+        )
+        if self.config.do_stable_layer_norm:  # norms first: wavlm-large
+            residual, y = self.attention_norm.of(residual)
+            residual = residual.plus(self.drop(self.attention(y, attend, attention_key), out_key))
+            residual, y = self.final_norm.of(residual)
+            return residual.plus(self.drop(self.feed_forward(y, activation_key), down_key))
+        # Norms last: wavlm-base.
+        residual = residual.plus(self.drop(self.attention(residual.x, attend, attention_key), out_key))
+        residual = Residual(self.attention_norm(residual.total()))
+        residual = residual.plus(self.drop(self.feed_forward(residual.x, activation_key), down_key))
+        return Residual(self.final_norm(residual.total()))
 
-        def mix(x: Array) -> Branch:
-            return self.drop(self.attention(x, attend, keys[0]), keys[1])
-
-        def feed(x: Array) -> Branch:
-            return self.drop(self.feed_forward(x, keys[2]), keys[3])
-
-        if not self.config.do_stable_layer_norm:
-            x = self.attention_norm(total((x, *mix(x))))
-            return (self.final_norm(total((x, *feed(x)))),)
-        x, y = self.attention_norm.after(x, *branch)
-        x, y = self.final_norm.after(x, *mix(y))
-        return x, *feed(y)
-
-    def drop(self, branch: Branch, key: Array | None) -> Branch:
-        """Dropout of a branch's output, its bias added unless the next norm is to do that."""
+    def drop(self, update: Update, key: Array | None) -> Update:
+        """Dropout of an update, whose bias is added first, unless the next norm is to do that."""
         if self.leaves_bias(key):
-            return branch
-        return (dropout(add_bias(*branch), self.config.hidden_dropout, key),)
+            return update
+        return Update(dropout(update.with_bias_added(), self.config.hidden_dropout, key))
 
     def leaves_bias(self, key: Array | None) -> bool:
-        """Whether norms add the biases: not where dropout is of the sum with them."""
+        """Whether the next norm adds the biases. It cannot where dropout is applied to the sum with them."""
         return self.config.do_stable_layer_norm and (key is None or self.config.hidden_dropout == 0)
+
+    def first(self, x: Array, key: Array | None) -> Residual:
+        """The input [B, T, D] of the first layer, with the parts that every layer gives: a loop's carry."""
+        if not self.config.do_stable_layer_norm:
+            return Residual(x)
+        bias = jnp.zeros(x.shape[-1]) if self.leaves_bias(key) else None
+        return Residual(x, Update(jnp.zeros(x.shape, self.config.dtype), bias))
+
+
+# --- The transformer encoder --------------------------------------------------------------------------------
 
 
 def stack_layers(config: WavLMConfig, rngs: nnx.Rngs) -> EncoderLayer:
@@ -292,7 +238,7 @@ def stack_layers(config: WavLMConfig, rngs: nnx.Rngs) -> EncoderLayer:
 
 
 def cast_kernels(params: Params, dtype: str) -> Params:
-    """Kernels in the type in which they are computed: once, not in every layer."""
+    """Kernels in the type that is computed in: cast once, and not in every layer."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.astype(dtype) if path[-1].key == "kernel" else leaf, params
     )
@@ -312,57 +258,61 @@ class Encoder(nnx.Module):
 
     def __call__(
         self, x: Array, valid: Array | None, key: Array | None, with_states: bool
-    ) -> tuple[Array, Array | None]:  # [B, T, D], [B, T]
-        config = self.config
-        count = config.num_hidden_layers
-        time = x.shape[1]
+    ) -> tuple[Array, Array | None]:
+        """The last hidden states [B, T, D], and all [L + 1, B, T, D] if asked for, else None.
+
+        Args: x [B, T, D] float32; valid [B, T] bool, the frames that are a clip's; None: all.
+        """
+        config, time = self.config, x.shape[1]
         x, valid = pad_frames(x, valid)
         if valid is not None:
             x = jnp.where(valid[:, :, None], x, 0)
         x = x + self.positions(x)
         if not config.do_stable_layer_norm:
             x = self.norm(x)
-        keys = None
+        layers_key = None
         if key is not None:
             input_key, layers_key = jax.random.split(key)
             x = dropout(x, config.hidden_dropout, input_key)
-            keys = jax.random.split(layers_key, count)
+        residual, states = self.run_layers(x, valid, layers_key, with_states)
+        y = self.norm.of(residual)[1] if config.do_stable_layer_norm else residual.x
+        if states is not None:
+            states = jnp.concatenate([x[None], states])[:, :, :time]
+        return y[:, :time], states
+
+    def run_layers(
+        self, x: Array, valid: Array | None, key: Array | None, with_states: bool
+    ) -> tuple[Residual, Array | None]:
+        """The layers as one loop: the stream behind the last, and if asked for each layer's output."""
+        config = self.config
+        count = config.num_hidden_layers
+        keys = None if key is None else jax.random.split(key, count)
         table = self.position_table(x.shape[1])
-        attend = prepare(config, table, valid, len(x), training=key is not None)
+        attend = prepare(attention_spec(config), table, valid, len(x), training=key is not None)
         graphdef, stacked = split(self.layers)
         stacked = cast_kernels(stacked, config.dtype)
 
-        def body(stream: Stream, layer: tuple[Params, Array, Array | None]) -> tuple[Stream, Array | None]:
+        def body(
+            residual: Residual, layer: tuple[Params, Array, Array | None]
+        ) -> tuple[Residual, Array | None]:
             params, index, key = layer
             if key is None:
-                new = merge(graphdef, params)(stream, attend, None)
+                new = merge(graphdef, params)(residual, attend, None)
             else:
-                # LayerDrop (Fan et al. 2019): a dropped layer is skipped, and layer 0 never is, since the
-                # reference's makes the position bias.
+                # LayerDrop (Fan et al. 2019) skips a layer. It never skips layer 0, since in the reference
+                # that layer makes the position bias.
                 drop_key, key = jax.random.split(key)
-                new = merge(graphdef, params)(stream, attend, key)
+                new = merge(graphdef, params)(residual, attend, key)
                 keep = (jax.random.uniform(drop_key) >= config.layerdrop) | (index == 0)
-                new = jax.tree.map(lambda new, old: jnp.where(keep, new, old), new, stream)
-            return new, total(new) if with_states else None
+                new = jax.tree.map(lambda new, old: jnp.where(keep, new, old), new, residual)
+            return new, new.total() if with_states else None
 
         if config.remat != "none":
-            policy = (
-                jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
-            )
+            dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            policy = dots if config.remat == "dots" else None
             body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-        first = x
-        stream: Stream = (x,)  # of as many parts as that of every layer
-        if config.do_stable_layer_norm:
-            stream += (jnp.zeros(x.shape, config.dtype),)
-        if self.layers.leaves_bias(key):
-            stream += (jnp.zeros_like(stacked["feed_forward"]["down"]["bias"][0]),)
-        stream, states = jax.lax.scan(body, stream, (stacked, jnp.arange(count), keys), unroll=self.unroll())
-        x, *branch = stream
-        if branch:
-            _, x = self.norm.after(x, *branch)
-        if states is not None:
-            states = jnp.concatenate([first[None], states])[:, :, :time]  # [L + 1, B, T, D]
-        return x[:, :time], states
+        first = self.layers.first(x, key)
+        return jax.lax.scan(body, first, (stacked, jnp.arange(count), keys), unroll=self.unroll())
 
     def unroll(self) -> int:
         """Layers in a round of the loop over them.
@@ -380,6 +330,17 @@ class Encoder(nnx.Module):
         config = self.config
         buckets = relative_buckets(time, config.num_buckets, config.max_bucket_distance)
         return self.bucket_bias[...][buckets].T
+
+
+# --- The whole ----------------------------------------------------------------------------------------------
+
+
+class EncoderOutput(NamedTuple):
+    """What the encoder makes of a batch."""
+
+    last_hidden_state: Array  # [B, T, D] float32
+    frame_lengths: Array  # [B] int32, the valid frames of each row
+    hidden_states: Array | None  # [L + 1, B, T, D] float32, where they were asked for
 
 
 class WavLM(nnx.Module):
@@ -400,14 +361,14 @@ class WavLM(nnx.Module):
         key: Array | None = None,
         mask_time: Array | None = None,
         with_states: bool = False,
-    ) -> tuple[Array, Array, Array | None]:
-        """Last hidden states [B, T, D] float32, valid frames [B] int32, all states [L + 1, B, T, D] or None.
+    ) -> EncoderOutput:
+        """The hidden states of a batch of waveforms. Arguments as for `flax_wavlm.models.heads.WavLMForCTC`.
 
-        Arguments as `WavLMForCTC.__call__`.
+        `with_states`: all hidden states too, the input of the first layer and the output of every layer.
         """
-        with jax.default_matmul_precision(self.config.matmul_precision):
+        with computing(self.config):
             features = self.feature_encoder(input_values, lengths)
-            return self.encode(features, lengths, key=key, mask_time=mask_time, with_states=with_states)
+        return self.encode(features, lengths, key=key, mask_time=mask_time, with_states=with_states)
 
     def encode(
         self,
@@ -417,53 +378,23 @@ class WavLM(nnx.Module):
         key: Array | None = None,
         mask_time: Array | None = None,
         with_states: bool = False,
-    ) -> tuple[Array, Array, Array | None]:
-        """From the feature encoder's output [B, T, C] on; lengths [B] are still samples."""
+    ) -> EncoderOutput:
+        """`__call__` from the feature encoder's output [B, T, C] on; lengths [B] are still samples."""
         config = self.config
         batch, time, _ = features.shape
         valid = None
-        frames = jnp.full(batch, time, jnp.int32)
+        frame_lengths = jnp.full(batch, time, jnp.int32)
         if lengths is not None:
-            frames = jnp.minimum(config.frame_count(jnp.asarray(lengths, jnp.int32)), time)
-            valid = jnp.arange(time) < frames[:, None]
-        x = self.feature_projection(features).astype(jnp.float32)  # the residual stream stays float32
-        encoder_key = None
-        if key is not None:
-            dropout_key, mask_key, encoder_key = jax.random.split(key, 3)
-            x = dropout(x, config.feat_proj_dropout, dropout_key)
-            x = self.spec_augment(x, frames, mask_time, mask_key)
-        elif mask_time is not None:
-            x = self.mask_frames(x, mask_time)
-        x, states = self.encoder(x, valid, encoder_key, with_states)
-        return x, frames, states
-
-    def mask_frames(self, x: Array, mask: Array) -> Array:
-        return jnp.where(mask[:, :, None], self.mask_embedding[...], x)
-
-    def spec_augment(self, x: Array, frames: Array, mask_time: Array | None, key: Array) -> Array:
-        """Time spans become the mask embedding, feature spans 0. Source: `WavLMModel._mask_hidden_states`."""
-        config = self.config
-        batch, time, size = x.shape
-        time_key, feature_key = jax.random.split(key)
-        if mask_time is None and config.apply_spec_augment and config.mask_time_prob > 0:
-            mask_time = span_mask(
-                time_key,
-                frames,
-                time,
-                share=config.mask_time_prob,
-                span=config.mask_time_length,
-                min_spans=config.mask_time_min_masks,
-            )
-        if mask_time is not None:
-            x = self.mask_frames(x, mask_time)
-        if config.apply_spec_augment and config.mask_feature_prob > 0:
-            mask = span_mask(
-                feature_key,
-                jnp.full(batch, size, jnp.int32),
-                size,
-                share=config.mask_feature_prob,
-                span=config.mask_feature_length,
-                min_spans=config.mask_feature_min_masks,
-            )
-            x = jnp.where(mask[:, None, :], 0, x)
-        return x
+            frame_lengths = jnp.minimum(config.frame_count(jnp.asarray(lengths, jnp.int32)), time)
+            valid = jnp.arange(time) < frame_lengths[:, None]
+        with computing(config):
+            x = self.feature_projection(features).astype(jnp.float32)  # the residual stream stays float32
+            encoder_key, embedding = None, self.mask_embedding[...]
+            if key is not None:
+                dropout_key, mask_key, encoder_key = jax.random.split(key, 3)
+                x = dropout(x, config.feat_proj_dropout, dropout_key)
+                x = spec_augment(config, x, frame_lengths, embedding, mask_time=mask_time, key=mask_key)
+            elif mask_time is not None:
+                x = mask_frames(x, mask_time, embedding)
+            last, states = self.encoder(x, valid, encoder_key, with_states)
+        return EncoderOutput(last, frame_lengths, states)

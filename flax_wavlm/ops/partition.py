@@ -1,4 +1,4 @@
-"""TODO."""
+"""How a kernel runs on several devices: each works on its own rows of the batch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ def shard_batch(
     whole: Collection[int] = (),
     summed: Collection[int] = (),
 ) -> Callable[..., tuple[jax.Array, ...]]:
-    """`function`, run by each device on its own rows: for what XLA cannot partition, a Pallas kernel.
+    """`function`, run by each device on its own rows. XLA cannot partition a Pallas kernel by itself.
 
-    The first axis of every array is that of the rows, but for the inputs numbered in `whole`, which each
-    device has whole, and the outputs numbered in `summed`, which are summed over the rows.
+    Args:
+        function: takes and gives arrays whose first axis is that of the rows.
+        whole: numbers of the arguments that have no such axis: every device gets them whole.
+        summed: numbers of the results that have no such axis: they are summed over the devices.
     """
 
     def partition(mesh: Mesh, arguments: Any, results: Any) -> Any:

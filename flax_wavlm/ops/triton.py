@@ -1,4 +1,4 @@
-"""TODO."""
+"""What our Triton kernels share: how rows are cut into tiles, loads and stores with a mask, the call."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WARPS = 4
 
 
 class Tiles(NamedTuple):
-    """How N rows of D are cut."""
+    """How N rows of D are cut into tiles."""
 
     total: int  # N
     size: int  # D
@@ -25,7 +25,7 @@ class Tiles(NamedTuple):
 
     @classmethod
     def of(cls, x: Array, numbers: int) -> Tiles:
-        """Tiles of about so many numbers."""
+        """Tiles of about that many numbers."""
         *rows, size = x.shape
         width = pl.next_power_of_2(size)
         return cls(math.prod(rows), size, width, max(1, numbers // width))
@@ -50,44 +50,49 @@ class Tiles(NamedTuple):
         return pl.BlockSpec((self.width,), lambda i: (0,))
 
     def mask(self, tile: Any) -> Array | None:
-        """[rows, width]: what is there of a tile. None: all of every one."""
+        """[rows, width]: which places of a tile the array has; None: all, in every tile."""
         if self.size == self.width and self.total % self.rows == 0:
             return None
         row, column = (jax.lax.broadcasted_iota(jnp.int32, (self.rows, self.width), axis) for axis in (0, 1))
         return (tile * self.rows + row < self.total) & (column < self.size)
 
     def column_mask(self) -> Array | None:
+        """[width]: which columns the array has; None for all."""
         return None if self.size == self.width else jnp.arange(self.width) < self.size
 
     def mean(self, x: Array) -> Array:
-        """Along D, of what is 0 in the padding."""
+        """Along D; x must be 0 in the padding."""
         return jnp.sum(x, axis=1, keepdims=True) / self.size
 
     def normal(self, x: Array, eps: float, mask: Array | None) -> tuple[Array, Array]:
-        """x with mean 0 and variance 1, and one over its deviation; as in ops.py, but 0 in the padding."""
+        """As `flax_wavlm.ops.norm.reference.standardise`, but 0 in the padding."""
         x = where(mask, x - self.mean(x))
         factor = jax.lax.rsqrt(self.mean(jnp.square(x)) + eps)
         return where(mask, x * factor), factor  # a padded row has no variance
 
 
 def where(mask: Array | None, x: Array) -> Array:
+    """x where there is something, 0 elsewhere."""
     return x if mask is None else jnp.where(mask, x, 0.0)
 
 
 def load(ref: Any, mask: Array | None) -> Array:
-    """In float32, 0 where masked."""
+    """A tile in float32, 0 where masked."""
     x = plgpu.load(ref, mask=mask, other=None if mask is None else jnp.zeros((), ref.dtype))
     return x.astype(jnp.float32)
 
 
 def store(ref: Any, x: Array, mask: Array | None) -> None:
+    """Stores a tile in the type of the array."""
     plgpu.store(ref, x.astype(ref.dtype), mask=mask)
 
 
 def call(interpret: bool, kernel: Any, *, warps: int = WARPS, **how: Any) -> Any:
+    """`pl.pallas_call` for Triton; `interpret` runs the kernel on any platform, for tests."""
     params = plgpu.CompilerParams(num_warps=warps, num_stages=1)
     return pl.pallas_call(kernel, compiler_params=params, interpret=interpret, **how)
 
 
 def as_rows(x: Array) -> Array:
+    """[..., D] -> [N, D]."""
     return x.reshape(-1, x.shape[-1])

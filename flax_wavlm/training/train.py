@@ -22,7 +22,8 @@ from flax_wavlm.errors import Preempted, UserError
 from flax_wavlm.files import writing
 from flax_wavlm.models.heads import structure
 from flax_wavlm.models.parameters import Params, combine
-from flax_wavlm.ops.attention.api import describe
+from flax_wavlm.models.wavlm import attention_spec
+from flax_wavlm.ops.attention.choice import describe
 from flax_wavlm.parallel import processes, sharding
 from flax_wavlm.recognition.evaluate import evaluate, figures_line, make_eval_step, write_predictions
 from flax_wavlm.training.checkpoints import Checkpoints
@@ -127,7 +128,7 @@ def _fit(config: TrainConfig, mesh: Mesh, workdir: Path, stop: processes.StopReq
         clip_norm=config.optim.clip_norm,
     )
     frame_counts = {int(origin.config.frame_count(samples)) for samples in batches.buckets}
-    log.info("%s", describe(origin.config, frame_counts))
+    log.info("%s", describe(attention_spec(origin.config), frame_counts))
 
     template = state_template(config, origin, optimizer, mesh)
     encode = None

@@ -5,7 +5,9 @@ import pytest
 
 from flax_wavlm.errors import UserError
 from flax_wavlm.models.config import WavLMConfig
-from flax_wavlm.ops.attention.api import choose, describe
+from flax_wavlm.models.wavlm import attention_spec
+from flax_wavlm.ops.attention.choice import choose, describe
+from flax_wavlm.ops.switch import kernels
 
 GPU = {"platform": "gpu", "dtype": "bfloat16"}
 TPU = {"platform": "tpu", "dtype": "bfloat16", "frames": 399}
@@ -24,11 +26,14 @@ TPU = {"platform": "tpu", "dtype": "bfloat16", "frames": 399}
         ("auto", GPU | {"head_size": 80}, "cudnn", "bfloat16"),
         ("auto", GPU | {"head_size": 80, "dropout": 0.1}, "xla", "powers of 2"),
         ("auto", GPU | {"frames": 1500}, "pallas", "linear"),
-        ("auto", TPU, "pallas", "linear"),
-        ("auto", TPU | {"dtype": "float32"}, "pallas", "linear"),
-        ("auto", TPU | {"frames": 199}, "xla", "256"),
-        ("auto", TPU | {"frames": 3073}, "xla", "3072"),
-        ("auto", TPU | {"dropout": 0.1}, "xla", "dropout, which is 0.1"),
+        ("auto", GPU | {"triton": False}, "cudnn", "bfloat16"),
+        ("auto", GPU | {"triton": False, "dropout": 0.1}, "xla", "no Pallas on Triton"),
+        ("auto", TPU, "xla", "has not run on one"),
+        ("auto", TPU | {"dtype": "float32"}, "xla", "has not run on one"),
+        ("auto", TPU | {"frames": 199}, "xla", "has not run on one"),
+        ("auto", TPU | {"frames": 3073}, "xla", "has not run on one"),
+        ("auto", TPU | {"dropout": 0.1}, "xla", "has not run on one"),
+        ("pallas", TPU, "pallas", "configured"),
         ("auto", {"platform": "other"}, "xla", "no fused kernel for other"),
         ("xla", {"dropout": 0.1}, "xla", "configured"),
         ("xla", GPU, "xla", "configured"),
@@ -58,6 +63,7 @@ def test_choice(requested: str, circumstances: dict, expected: str, because: str
         ("pallas", TPU | {"dropout": 0.1}, ("0.1", "model.overrides.attention_dropout = 0")),
         ("pallas", TPU | {"frames": 4000}, ("3072", "4000")),
         ("pallas", GPU | {"head_size": 80}, ("powers of 2", "80")),
+        ("pallas", GPU | {"triton": False}, ("no Pallas on Triton", "jax 0.10 to 0.12")),
         ("pallas", {"platform": "other"}, ("GPUs and TPUs", "other")),
     ],
 )
@@ -70,32 +76,45 @@ def test_what_cannot_run_is_refused(requested: str, circumstances: dict, parts: 
 
 
 def test_description() -> None:
-    assert describe(WavLMConfig(), [99, 199]) == (
+    assert describe(attention_spec(WavLMConfig()), [99, 199]) == (
         "attention: xla in training (on a CPU the fused kernels do not run); "
         "xla in evaluation (on a CPU the fused kernels do not run)"
     )
     fused = WavLMConfig(attention="pallas", attention_dropout=0.0)
-    assert "pallas in training (as configured" in describe(fused, [99])
+    assert "pallas in training (as configured" in describe(attention_spec(fused), [99])
     with pytest.raises(UserError, match=r"attention dropout is 0\.1"):
-        describe(WavLMConfig(attention="pallas"), [99])
+        describe(attention_spec(WavLMConfig(attention="pallas")), [99])
     with pytest.raises(UserError, match="cuDNN needs an NVIDIA GPU"):
-        describe(WavLMConfig(attention="cudnn", attention_dropout=0.0), [99])
+        describe(attention_spec(WavLMConfig(attention="cudnn", attention_dropout=0.0)), [99])
 
 
 def test_description_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    line = describe(WavLMConfig(dtype="bfloat16"), [1499, 99, 749])
+    line = describe(attention_spec(WavLMConfig(dtype="bfloat16")), [1499, 99, 749])
     fused = "(fused on a GPU, attention dropout inside, memory linear in the frames)"
     assert line == f"attention: pallas in training {fused}; pallas in evaluation {fused}"
     # Heads of 80, which our kernels do not take: cuDNN has no dropout.
-    line = describe(WavLMConfig(dtype="bfloat16", hidden_size=960), [99])
+    line = describe(attention_spec(WavLMConfig(dtype="bfloat16", hidden_size=960)), [99])
     assert "xla in training (on a GPU the kernel's head sizes are powers of 2" in line
     assert "cudnn in evaluation (" in line
 
 
 def test_description_where_it_depends_on_the_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel for TPUs, asked for by name, has a longest clip."""
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    line = describe(WavLMConfig(dtype="bfloat16"), [1499, 99, 749])
-    assert "xla in training (no kernel for TPUs has attention dropout, which is 0.1)" in line
-    assert "xla in evaluation of 99 to 99 frames (" in line
-    assert "pallas in evaluation of 749 to 1499 frames (" in line
+    line = describe(attention_spec(WavLMConfig(dtype="bfloat16")), [1499, 99, 749])
+    by_name = "(the kernel for TPUs has not run on one yet; model.attention = 'pallas' takes it)"
+    assert line == f"attention: xla in training {by_name}; xla in evaluation {by_name}"
+    spec = attention_spec(WavLMConfig(dtype="bfloat16", attention="pallas", attention_dropout=0.0))
+    with pytest.raises(UserError, match="up to 3072 frames and these are 3073"):
+        describe(spec, [99, 3073])
+
+
+def test_references_take_no_other_implementation() -> None:
+    spec = attention_spec(WavLMConfig(attention_dropout=0.0))
+    with kernels("reference"):
+        assert "reference in training (kernels are turned off)" in describe(spec, [99])
+        with pytest.raises(UserError) as raised:
+            describe(spec._replace(implementation="pallas"), [99])
+    assert raised.value.field == "model.attention"
+    assert "model.kernels = 'auto'" in raised.value.do

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_wavlm.ops.dropout import dropout, kept
+from flax_wavlm.ops.dropout import draw_keep_mask, dropout
 
 KEY = jax.random.key(0)
 
@@ -30,7 +30,7 @@ def test_no_key_and_the_ends_of_the_range():
 
 def test_two_halves_of_a_word_are_independent():
     """Elements half a row apart come from one random word: they must not be dropped together."""
-    keep = np.asarray(kept(KEY, (2000, 101), 0.5)).astype(float)
+    keep = np.asarray(draw_keep_mask(KEY, (2000, 101), 0.5)).astype(float)
     correlation = np.corrcoef(keep.T)  # [101, 101]
     np.fill_diagonal(correlation, 0)
     assert np.abs(correlation).max() < 6 / np.sqrt(2000)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Attention by cuDNN's fused kernel, on NVIDIA GPUs in bfloat16. Holds the gated bias [B, H, T, T]."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Array = jax.Array
 def cudnn(
     q: Array, k: Array, v: Array, gate: Array, bias: Array, frames: Array, *, implementation: Any = "cudnn"
 ) -> Array:
-    """cuDNN's fused attention. As `xla`, with frames [B] in place of valid, without dropout.
+    """`flax_wavlm.ops.attention.reference.attention`, with the valid frames [B] of each row, without dropout.
 
-    T may be odd: cuDNN differentiates a bias of even sizes only, so a frame is added, masked and cut off. A
-    row without any frame attends to its first. `implementation="xla"`: the same in plain operations.
+    T may be odd: cuDNN differentiates only a bias of even sizes, so a frame is added, masked and cut off. A
+    row without frames attends to its first. `implementation="xla"` computes the same by plain operations.
     """
     time = q.shape[1]
     extra = time % 2
@@ -30,7 +30,7 @@ def cudnn(
             q, k, v, bias=gated, key_value_seq_lengths=lengths, implementation=implementation
         )[:, :time]
 
-    # Of [B, H, T, T] nothing is kept for the backward pass, which makes the bias again.
+    # The backward pass makes the bias again, so that nothing of size [B, H, T, T] is kept for it.
     return jax.checkpoint(attend, policy=_is_of_cudnn, prevent_cse=False)(q, k, v, gate, bias)
 
 

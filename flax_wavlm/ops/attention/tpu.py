@@ -1,6 +1,6 @@
-"""Fused attention with WavLM's gated bias computed inside of the kernels, forward and backward, for TPUs.
+"""Fused attention for TPUs, with the gated bias computed inside the kernels, forward and backward.
 
-Letters of shapes as in attention.py, which says when it runs; fused_attention_gpu.py is that for GPUs.
+It is compiled for TPUs and tested as interpreted, and has not run on one yet.
 
 Flash attention (Dao et al. 2022): scores are made a tile at a time, the softmax is carried along the keys
 by its running maximum and sum, and the backward pass makes each tile again from the saved log of the sum.
@@ -8,8 +8,8 @@ by its running maximum and sum, and the backward pass makes each tile again from
 Time is cut into n blocks of `block` frames. In a tile of queries i and keys j the bias depends on i - j and
 on the place in the tile alone, so the table becomes 2n - 1 tiles a head, shared by the batch: linear in T.
 A kernel reads the tile of i - j, and the table's gradient comes back as such tiles, each the sum of a
-diagonal of blocks. Tiles have keys as rows and queries as columns: what belongs to a query (its gate, its
-maximum, ...) then lies along the lanes, as a TPU wants it.
+diagonal of blocks. Tiles have keys as rows and queries as columns: a query's numbers (its gate, its
+maximum, ...) then lie along the lanes, as a TPU wants it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def attention(
         gate: [B, H, T] float32.
         table: [H, 2T - 1] float32, by distance.
         frames: [B] int32, each row's valid keys; a row without any attends to its first.
-        exact: products of float32 are not rounded to fewer bits.
+        exact: float32 products are not rounded to fewer bits.
         block: frames a tile; by default what fits a TPU.
     Returns: [B, T, H, K]. Differentiable in all arguments but `frames`.
     """

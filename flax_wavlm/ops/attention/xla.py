@@ -1,20 +1,22 @@
-"""TODO."""
+"""Plain attention with a custom VJP: any platform and dtype, with attention dropout. Holds [B, H, T, T].
+
+The automatic gradient keeps several arrays of that size, and transposes copies of them for its products. This
+one keeps the attention weights alone, and its products need no copies.
+"""
 
 from __future__ import annotations
 
 import functools
-import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from flax_wavlm.ops.dropout import apply, kept
+from flax_wavlm.ops.attention.reference import Operands, Plain, operands
 
 Array = jax.Array
 
 
-def xla(
+def attention(
     q: Array,
     k: Array,
     v: Array,
@@ -26,70 +28,43 @@ def xla(
     key: Array | None = None,
     precision: str = "highest",
 ) -> Array:
-    """Plain operations. q, k, v [B, T, H, K], gate [B, H, T], bias [H, T, T], valid [B, T] -> [B, T, H, K].
-
-    With a key, a share `rate` of the attention weights is dropped. All queries of a row without valid keys
-    attend to all alike. The precision is that of float32 products, which a gradient of its own does not take
-    from the context.
-    """
-    time = q.shape[1]
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q / math.sqrt(q.shape[-1]), k, v))  # [B, H, T, K]
-    mask = None
-    if valid is not None:
-        mask = jnp.where(valid, 0, jnp.finfo(gate.dtype).min).astype(gate.dtype)[:, None, None, :]
-    keep = None if key is None else kept(key, (*q.shape[:2], time, time), rate)
-    return jnp.swapaxes(_weighted_mean(_Plainly(rate, precision), q, k, v, gate, bias, mask, keep), 1, 2)
-
-
-class _Plainly(NamedTuple):
-    """What is known before any array, for the plain operations."""
-
-    rate: float
-    precision: str
-
-    def product(self, axes: str, a: Array, b: Array) -> Array:
-        """The products for each clip and head, accumulated in float32 (or wider)."""
-        wide = jnp.promote_types(a.dtype, jnp.float32)
-        return jnp.einsum(axes, a, b, precision=self.precision, preferred_element_type=wide)
-
-    def drop(self, weights: Array, keep: Array | None) -> Array:
-        return apply(weights, keep, self.rate)
-
-
-# Its own gradient, because of what the automatic one does to memory and to the layout of the products. This
-# one keeps one array of weights, and its products need no transposed copies of [B, H, T, T].
+    """`flax_wavlm.ops.attention.reference.attention`, with the same arguments."""
+    x = operands(q, k, v, gate, bias, valid, rate=rate, key=key)
+    return jnp.swapaxes(_attention(Plain(rate, precision), *x), 1, 2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _weighted_mean(how: _Plainly, *arrays: Array | None) -> Array:
-    return _weighted_mean_forward(how, *arrays)[0]
+def _attention(plain: Plain, *arrays: Array | None) -> Array:
+    return _forward(plain, *arrays)[0]
 
 
-def _weighted_mean_forward(how, q, k, v, gate, bias, mask, keep):
-    scores = how.product("bhtk,bhsk->bhts", q, k)
-    scores = scores + (gate[..., None] * bias + (0 if mask is None else mask))
-    weights = jax.nn.softmax(scores)
-    out = how.product("bhts,bhsk->bhtk", how.drop(weights, keep).astype(v.dtype), v)
-    return out.astype(v.dtype), (q, k, v, gate, bias, weights, keep)
+def _forward(plain: Plain, *arrays: Array | None) -> tuple[Array, tuple[Operands, Array]]:
+    x = Operands(*arrays)  # type: ignore[arg-type]  # the two that may be None are so declared there
+    weights = plain.weights(x.q, x.k, x.gate, x.bias, x.mask)
+    return plain.mean(weights, x.v, x.keep_mask), (x._replace(mask=None), weights)
 
 
-def _weighted_mean_backward(how, saved, d_out):
-    q, k, v, gate, bias, weights, keep = saved
-    d_weights = how.drop(how.product("bhtk,bhsk->bhts", d_out, v), keep)
+def _backward(plain: Plain, residuals: tuple[Operands, Array], d_out: Array) -> tuple[Array | None, ...]:
+    x, weights = residuals
+    d_weights = plain.drop(plain.product("bhtk,bhsk->bhts", d_out, x.v), x.keep_mask)
     d_scores = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
-    d_v = how.product("bhts,bhtk->bhsk", how.drop(weights, keep).astype(d_out.dtype), d_out)
-    d_gate, d_bias = _bias_gradients(gate, bias, d_scores)
-    d_scores = d_scores.astype(q.dtype)
-    d_q = how.product("bhts,bhsk->bhtk", d_scores, k)
-    d_k = how.product("bhts,bhtk->bhsk", d_scores, q)
-    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), d_gate, d_bias, None, None
+    dropped = plain.drop(weights, x.keep_mask).astype(d_out.dtype)
+    d_v = plain.product("bhts,bhtk->bhsk", dropped, d_out)
+    d_gate, d_bias = _bias_gradients(x.gate, x.bias, d_scores)
+    d_scores = d_scores.astype(x.q.dtype)
+    d_q = plain.product("bhts,bhsk->bhtk", d_scores, x.k)
+    d_k = plain.product("bhts,bhtk->bhsk", d_scores, x.q)
+    return d_q.astype(x.q.dtype), d_k.astype(x.k.dtype), d_v.astype(x.v.dtype), d_gate, d_bias, None, None
+
+
+_attention.defvjp(_forward, _backward)
 
 
 def _bias_gradients(gate: Array, bias: Array, d_scores: Array) -> tuple[Array, Array]:
     """d gate [B, H, T] and d bias [H, T, T], from [B, H, T], [H, T, T] and [B, H, T, T].
 
-    On a CPU clip by clip, since what XLA makes of both sums over whole batches is slow there. Not where clips
-    may lie on several devices, which would have to exchange them.
+    XLA is slow at both sums over a whole batch on a CPU, so there they go clip by clip. With several devices
+    they do not, as clips would have to be exchanged.
     """
     if jax.default_backend() == "cpu" and jax.device_count() == 1:
         return _bias_gradients_by_clips(gate, bias, d_scores)
@@ -103,6 +78,3 @@ def _bias_gradients_by_clips(gate: Array, bias: Array, d_scores: Array) -> tuple
 
     d_bias, d_gate = jax.lax.scan(add, jnp.zeros_like(bias), (gate, d_scores))
     return d_gate, d_bias
-
-
-_weighted_mean.defvjp(_weighted_mean_forward, _weighted_mean_backward)

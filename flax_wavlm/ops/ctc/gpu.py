@@ -1,4 +1,4 @@
-"""TODO."""
+"""The recursion of CTC as one Triton kernel, for NVIDIA GPUs, where launching a kernel a frame adds up."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from flax_wavlm.ops.ctc.reference import LOG_ZERO, forward_by_scan
+from flax_wavlm.ops.ctc import reference
+from flax_wavlm.ops.ctc.reference import LOG_ZERO
 from flax_wavlm.ops.partition import shard_batch
 
 Array = jax.Array
 
-WARP_STATES = 128  # of the kernel, four a lane; more warps than they need wait for one another
-MOST_STATES = 32 * WARP_STATES  # as many warps as a program may have
+WARP_STATES = 128  # states of a warp, four a lane; more warps would wait for one another
+MOST_STATES = 32 * WARP_STATES  # a program has at most 32 warps
 
 
-def forward_by_kernel(emission: Array, may_skip: Array, *, interpret: bool = False) -> tuple[Array, Array]:
-    """`forward_by_scan` as one kernel: on a GPU each round of the scan is several, and launches add up."""
+def forward(emission: Array, may_skip: Array, *, interpret: bool = False) -> tuple[Array, Array]:
+    """`flax_wavlm.ops.ctc.reference.forward` as one kernel. `interpret`: on any platform, for tests."""
     _, time, count = emission.shape
     width = max(pl.next_power_of_2(count), 32)
     if width > MOST_STATES or not time:
-        return forward_by_scan(emission, may_skip)
+        return reference.forward(emission, may_skip)
 
     def rows(emission: Array, may_skip: Array) -> tuple[Array, Array]:
         by_state = pl.BlockSpec((None, time, count), lambda row: (row, 0, 0))

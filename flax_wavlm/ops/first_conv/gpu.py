@@ -1,4 +1,8 @@
-"""TODO."""
+"""The first layer of the feature encoder as one Triton kernel, for NVIDIA GPUs.
+
+Its output is the largest array of all, and to make it from one channel is next to nothing. What counts is to
+write it once, and never to read it. Letters of shapes: B clips, N samples, T frames, K taps, D.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +20,12 @@ from flax_wavlm.ops.triton import Tiles, call, load, store, where
 
 Array = jax.Array
 
-# --- Of a convolution of one channel ------------------------------------------------------------------------
-
-# The first layer of the feature encoder: its output is the largest array of all, and to make it from one
-# channel is next to nothing. What counts is to write it once, and never to read it. Letters of shapes here:
-# B clips, N samples, T frames, K taps, D.
-
-FRAMES = 16  # at once: as few as a matrix product takes
-ROUNDS = 8  # of so many frames in a program, which reads the taps once
-WARPS_CONV = 8
+FRAMES = 16  # in a tile: the fewest that a matrix product takes
+ROUNDS = 8  # tiles that a program makes one after another, for one reading of the taps
+WARPS = 8
 
 
-def conv_gelu(
+def forward(
     stride: int, eps: float, dtype: Any, precision: str, *arrays: Array, interpret: bool = False
 ) -> tuple[Array, ...]:
     """GELU of the layer norm of a convolution, in float32; the result [B, T, D] in `dtype`.
@@ -35,11 +33,11 @@ def conv_gelu(
     Args: audio [B, N], taps [K, D] of its type; in float32 the convolution's bias, the norm's scale and its
         bias [D]. `interpret`: on any platform, for tests.
     """
-    function = functools.partial(_conv_gelu, stride, eps, jnp.dtype(dtype), precision, interpret)
+    function = functools.partial(_forward, stride, eps, jnp.dtype(dtype), precision, interpret)
     return shard_batch(function, whole=(1, 2, 3, 4))(*arrays)
 
 
-def _conv_gelu(
+def _forward(
     stride: int, eps: float, dtype: Any, precision: str, interpret: bool, *arrays: Array
 ) -> tuple[Array]:
     (batch, samples), (count, size) = (array.shape for array in arrays[:2])
@@ -48,8 +46,8 @@ def _conv_gelu(
     vector = pl.BlockSpec((tiles.width,), lambda i, b: (0,))
     result = call(
         interpret,
-        functools.partial(_conv_gelu_kernel, tiles, stride, eps, precision),
-        warps=WARPS_CONV,
+        functools.partial(_forward_kernel, tiles, stride, eps, precision),
+        warps=WARPS,
         grid=(pl.cdiv(tiles.tiles, ROUNDS), batch),
         in_specs=[
             pl.BlockSpec((None, samples), lambda i, b: (b, 0)),
@@ -63,7 +61,7 @@ def _conv_gelu(
     return (result,)
 
 
-def _conv_gelu_kernel(
+def _forward_kernel(
     tiles: Tiles,
     stride: int,
     eps: float,
@@ -76,7 +74,7 @@ def _conv_gelu_kernel(
     out_ref,
 ):
     program, columns, count = pl.program_id(0), tiles.column_mask(), taps_ref.shape[0]
-    tap = jnp.arange(max(16, pl.next_power_of_2(count)))  # as many as a matrix product takes
+    tap = jnp.arange(max(16, pl.next_power_of_2(count)))  # the fewest that a matrix product takes
     real = tap < count
     all_columns = True if columns is None else columns[None, :]
     taps = plgpu.load(taps_ref.at[pl.ds(0, len(tap)), :], mask=real[:, None] & all_columns, other=0.0)
@@ -84,7 +82,7 @@ def _conv_gelu_kernel(
     last = max(tiles.total - tiles.rows, 0)
 
     def step(i: Array, _: None) -> None:
-        # The last tile begins early enough to be full, and makes some frames again: no mask.
+        # The last tile begins early enough to be full. It makes some frames again, and needs no mask.
         first = jnp.minimum((program * ROUNDS + i) * tiles.rows, last)
         frames = first + jnp.arange(tiles.rows)
         there = (frames < tiles.total)[:, None]

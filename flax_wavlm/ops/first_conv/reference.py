@@ -1,4 +1,4 @@
-"""TODO."""
+"""The first layer of the feature encoder: a convolution of one channel, layer norm, GELU."""
 
 from __future__ import annotations
 
@@ -6,21 +6,13 @@ from typing import Any
 
 import jax
 
-from flax_wavlm.ops.norm.api import norm_gelu
+from flax_wavlm.ops.norm import reference as norm_reference
 
 Array = jax.Array
 
 
-def conv_norm_gelu_reference(
-    stride: int,
-    eps: float,
-    dtype: Any,
-    precision: str,
-    audio: Array,
-    taps: Array,
-    conv_bias: Array,
-    *norm: Array,
-) -> tuple[Array]:
+def convolution(audio: Array, taps: Array, bias: Array, stride: int, precision: str) -> Array:
+    """[B, N], [K, D] and [D] to [B, T, D], in the type of the audio, without padding."""
     x = jax.lax.conv_general_dilated(
         audio[:, :, None],
         taps[:, None],
@@ -29,4 +21,20 @@ def conv_norm_gelu_reference(
         dimension_numbers=("NWC", "WIO", "NWC"),
         precision=precision,
     )
-    return (norm_gelu(x + conv_bias.astype(x.dtype), *norm, eps, dtype),)
+    return x + bias.astype(x.dtype)
+
+
+def conv_norm_gelu(
+    audio: Array,
+    taps: Array,
+    conv_bias: Array,
+    scale: Array,
+    bias: Array,
+    stride: int,
+    eps: float,
+    dtype: Any,
+    precision: str = "highest",
+) -> Array:
+    """See `flax_wavlm.ops.first_conv.api.conv_norm_gelu`."""
+    x = convolution(audio, taps, conv_bias, stride, precision)
+    return norm_reference.norm_gelu(x, scale, bias, eps, dtype)

@@ -1,11 +1,10 @@
-"""The gradient of attention's gates as a Triton kernel, for CUDA: in one pass over memory.
+"""The gradient of attention's gates as a Triton kernel, for NVIDIA GPUs: one pass over memory.
 
-XLA makes ten kernels of it. ops.py has the definition, and says when this one runs. Letters of shapes:
-B clips, T frames, H heads, K head size.
+XLA makes ten kernels of it. Letters of shapes: B clips, T frames, H heads, K head size.
 
 A tile is some frames of a clip, over all of K: padded to a power of two, and masked. A program goes through
-its share of a head's tiles; sums over frames stay in registers until its end, and are added up behind the
-kernel, as in fused_norm.py.
+its share of a head's tiles. Sums over frames stay in registers until its end, and are added up behind the
+kernel, as in `flax_wavlm.ops.norm.gpu`.
 """
 
 from __future__ import annotations
@@ -22,19 +21,16 @@ from flax_wavlm.ops.triton import call, load, store
 
 Array = jax.Array
 
-TILE = 2048  # numbers in a tile, 16 a thread, of which four tiles are held at once
-PROGRAMS = 528  # about so many: 4 on each multiprocessor of an H100
+TILE = 2048  # numbers in a tile, 16 a thread; a program holds four tiles at once
+PROGRAMS = 528  # at most, about: 4 on each multiprocessor of an H100
 
 
 def backward(
     x: Array, kernel: Array, d_x: Array, d_gate: Array, *slopes: Array, interpret: bool = False
 ) -> tuple[Array, ...]:
-    """The gradients of x, of the two sums of kernel and of bias, and of const.
+    """`flax_wavlm.ops.gates.api.gates_gradient`, with the same arrays.
 
-    Args: x [B, T, H, K], kernel [K, 8]; `d_x`: what comes to x from elsewhere [B, T, H, K]; d_gate [B, H, T];
-        `slopes`: those of the gate along the two sums and const, each [B, H, T].
-        `interpret`: on any platform, for tests.
-    Returns: [B, T, H, K] in the type of x; [K, 2], [2] and [H] in float32.
+    `interpret`: run on any platform, for tests.
     """
     function = shard_batch(functools.partial(_backward, interpret), whole=(1,), summed=(1,))
     dx, sums = function(x, kernel, d_x, d_gate, *slopes)
@@ -102,7 +98,7 @@ def _backward(
 def _backward_kernel(
     tiles: _Tiles, programs: int, x_ref, kernel_ref, d_x_ref, d_gate_ref, *refs
 ):  # three slopes, and the two results
-    """A program has every so manieth tile of its head."""
+    """A program takes the tiles number `program`, `program + programs`, ... of its head."""
     *slope_refs, dx_ref, sums_ref = refs
     program, column = pl.program_id(1), jnp.arange(tiles.width)
     columns, first_sum = column < tiles.size, jnp.arange(8) < 4

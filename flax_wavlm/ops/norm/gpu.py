@@ -1,4 +1,13 @@
-"""TODO."""
+"""Layer norms as Triton kernels, for NVIDIA GPUs: one pass over memory.
+
+XLA makes three kernels of a norm (mean, variance, the rest), and more of its gradient. Letters of shapes:
+N rows (all axes but the last, as one), D.
+
+A tile is some rows, over all of D: padded to a power of two, as Triton wants it, and masked. Means are taken
+in two passes over registers. Sums over rows (the gradients of scale and bias) stay in registers while a
+program goes through its share of the rows, and are added up behind the kernel. There are no atomics, so every
+run gives the same bits.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +25,20 @@ from flax_wavlm.ops.triton import Tiles, as_rows, call, load, store, where
 Array = jax.Array
 
 TILE = 4096  # numbers in a tile, 32 a thread
-TILE_BACKWARD = 2048  # which holds up to four tiles and the sums at once
+TILE_BACKWARD = 2048  # smaller, since a program holds up to four tiles and the sums at once
 PROGRAMS = 528  # of the backward kernel, at most: 4 on each multiprocessor of an H100, as registers allow
 
 
 def forward(
     eps: float, dtype: Any, x: Array, *others: Array, gelu: bool = False, interpret: bool = False
 ) -> tuple[Array, ...]:
-    """The norm in `dtype`, or GELU of it; with a delta x + (delta + its bias) in the type of x, and its norm.
+    """The norm in `dtype`, or its GELU. With an update first the sum, in the type of x, and then its norm.
 
-    Args: x [..., D]; `others`: perhaps delta [..., D], perhaps with a bias [D], then scale and bias [D].
-        `interpret`: on any platform, for tests.
+    Args:
+        x: [..., D].
+        others: scale and bias [D]; before them perhaps an update: delta [..., D], perhaps with its bias [D].
+        gelu: of the norm.
+        interpret: run on any platform, for tests.
     """
     function = functools.partial(_forward, eps, jnp.dtype(dtype), gelu, interpret)
     vectors = [i for i, array in enumerate((x, *others)) if array.ndim == 1]
@@ -42,16 +54,21 @@ def backward(
     *d_x: Array,
     interpret: bool = False,
 ) -> tuple[Array, ...]:
-    """The gradients of x, of the parts of a branch in it, of scale and of bias.
+    """`flax_wavlm.ops.norm.api.norm_gradient`, with the same arguments.
 
-    Args: `types`: those of the parts: none, delta's, or delta's and its bias's; x [..., D] of which the norm
-        is, scale [D], dy [..., D]; `d_x`: what comes to x from elsewhere [..., D], or nothing.
+    `interpret`: run on any platform, for tests.
     """
     row_types = (x.dtype, *map(jnp.dtype, types[:1]))
     kinds = tuple(dict.fromkeys(row_types))  # each is written once
     function = functools.partial(_backward, eps, kinds, 2 + len(types[1:]), interpret)
     *rows, sums = shard_batch(function, whole=(1,), summed=(len(kinds),))(x, scale, dy, *d_x)
     return *(rows[kinds.index(kind)] for kind in row_types), *sums
+
+
+def forward_gelu(eps: float, dtype: Any, *arrays: Array) -> tuple[Array]:
+    """`forward` of x, scale and bias, followed by GELU."""
+    (y,) = forward(eps, dtype, *arrays, gelu=True)
+    return (y,)
 
 
 # --- Forward ------------------------------------------------------------------------------------------------
@@ -62,7 +79,7 @@ def _forward(
 ) -> tuple[Array, ...]:
     arrays = [as_rows(array) if array.ndim > 1 else array for array in (x, *others)]
     tiles = Tiles.of(x, TILE)
-    parts = len(others) - 2  # of a branch
+    parts = len(others) - 2  # of an update
     types = [x.dtype, dtype] if parts else [dtype]
     results = call(
         interpret,
@@ -78,13 +95,13 @@ def _forward(
 
 def _forward_kernel(tiles: Tiles, eps: float, gelu: bool, parts: int, x_ref, *refs):
     mask, columns = tiles.mask(pl.program_id(0)), tiles.column_mask()
-    branch_refs, (scale_ref, bias_ref, *sum_refs, y_ref) = refs[:parts], refs[parts:]
+    update_refs, (scale_ref, bias_ref, *sum_refs, y_ref) = refs[:parts], refs[parts:]
     x = load(x_ref, mask)
     if parts:
-        (delta_ref, *delta_bias_refs), (sum_ref,) = branch_refs, sum_refs
+        (delta_ref, *delta_bias_refs), (sum_ref,) = update_refs, sum_refs
         x += sum((load(ref, columns) for ref in delta_bias_refs), start=load(delta_ref, mask))
         store(sum_ref, x, mask)
-        x = x.astype(sum_ref.dtype).astype(x.dtype)  # the norm is that of what is stored
+        x = x.astype(sum_ref.dtype).astype(x.dtype)  # the norm is of what is stored
     normal, _ = tiles.normal(x, eps, mask)
     y = normal * load(scale_ref, columns) + load(bias_ref, columns)
     store(y_ref, erf_gelu(y) if gelu else y, mask)
@@ -141,7 +158,7 @@ def _backward(
 def _backward_kernel(
     tiles: Tiles, programs: int, eps: float, vectors: int, others: int, x_ref, scale_ref, dy_ref, *refs
 ):
-    """A program has every so manieth tile."""
+    """A program takes the tiles number `program`, `program + programs`, ..."""
     d_x_refs, dx_refs, sums_ref = refs[:others], refs[others:-1], refs[-1]
     program, columns = pl.program_id(0), tiles.column_mask()
     scale = load(scale_ref, columns)

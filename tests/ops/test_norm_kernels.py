@@ -1,4 +1,4 @@
-"""The kernels of layer norms, interpreted, against the plain operations of ops.py."""
+"""The kernels of layer norms, interpreted, beside the plain operations."""
 
 import re
 from typing import Any
@@ -7,14 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.kernels import equal, normal
+from helpers.kernels import equal, normal, triton_kernels
 
-from flax_wavlm.ops.first_conv.api import conv_norm_gelu
-from flax_wavlm.ops.first_conv.reference import conv_norm_gelu_reference
-from flax_wavlm.ops.gelu import gelu
+from flax_wavlm.ops.gelu.api import gelu
 from flax_wavlm.ops.norm import gpu as fused_norm
-from flax_wavlm.ops.norm.api import layer_norm, norm_gelu, residual_norm
-from flax_wavlm.ops.norm.reference import norm, norm_gelu_reference, norm_gradient, residual_norm_reference
+from flax_wavlm.ops.norm import reference
+from flax_wavlm.ops.norm.api import layer_norm, norm_gelu, norm_gradient, residual_norm
 from flax_wavlm.parallel import sharding
 
 EPS = 1e-5
@@ -60,10 +58,10 @@ def test_kernels_equal_the_definitions(
     @jax.jit
     def plain() -> list[tuple[jax.Array, ...]]:
         return [
-            norm(EPS, dtype, x, scale, bias),
-            residual_norm_reference(EPS, dtype, x, delta, scale, bias),
-            residual_norm_reference(EPS, dtype, x, delta, delta_bias, scale, bias),
-            norm_gelu_reference(EPS, dtype, x, scale, bias),
+            (reference.layer_norm(x, scale, bias, EPS, dtype),),
+            reference.residual_norm(x, (delta,), scale, bias, EPS, dtype),
+            reference.residual_norm(x, (delta, delta_bias), scale, bias, EPS, dtype),
+            (reference.norm_gelu(x, scale, bias, EPS, dtype),),
             norm_gradient(EPS, (), x, scale, dy),
             norm_gradient(EPS, branch_types[:1], x, scale, dy, d_x),
             norm_gradient(EPS, branch_types, x, scale, dy, d_x),
@@ -85,54 +83,9 @@ def test_gelu() -> None:
     np.testing.assert_allclose(fused_norm.erf_gelu(x), gelu(x), rtol=1e-6, atol=1e-6)
 
 
-def conv_inputs(clips: int, samples: int, taps: int, size: int, dtype: str) -> list[jax.Array]:
-    """Audio, taps, and three vectors."""
-    arrays = [normal(0, clips, samples, dtype=dtype), normal(1, taps, size, dtype=dtype)]
-    return arrays + [normal(i, size) for i in (2, 3, 4)]
-
-
-@pytest.mark.parametrize(
-    ("shape", "stride"),
-    [
-        ((2, 400, 10, 64), 5),  # 79 frames: the last tile makes some of those before again
-        ((2, 1285, 10, 32), 5),  # 256: two programs without a rest
-        ((1, 50, 3, 12), 2),  # 24, of channels that are padded
-        ((3, 29, 10, 16), 5),  # 4, fewer than a tile
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_convolution_equals_the_definition(shape: tuple[int, ...], stride: int, dtype: str) -> None:
-    arrays = conv_inputs(*shape, dtype)
-    settings = stride, EPS, jnp.dtype(dtype), "highest"
-    got = fused_norm.conv_gelu(*settings, *arrays, interpret=True)
-    if dtype == "bfloat16":  # the definition rounds what the convolution gives
-        arrays = [x.astype(jnp.float32) for x in arrays]
-        settings = stride, EPS, jnp.dtype("float32"), "highest"
-    (expected,) = conv_norm_gelu_reference(*settings, *arrays)
-    equal(got, [expected.astype(dtype)])
-
-
-@pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
-def test_convolution_is_sharded_over_devices() -> None:
-    arrays = conv_inputs(8, 100, 10, 16, "float32")
-    settings = 5, EPS, jnp.float32, "highest"
-    mesh = sharding.make_mesh(fsdp=2)
-    rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    placed = (rows, whole, whole, whole, whole)
-    everything = [jax.device_put(array, place) for array, place in zip(arrays, placed, strict=True)]
-    fused = jax.jit(lambda *a: fused_norm.conv_gelu(*settings, *a, interpret=True), in_shardings=placed)
-    compiled = fused.lower(*everything).compile()
-    assert not re.search(r"all-gather|all-to-all|collective-permute|all-reduce", compiled.as_text())
-    got = compiled(*everything)
-    equal(got, conv_norm_gelu_reference(*settings, *arrays))
-    assert got[0].sharding.is_equivalent_to(rows, 3)
-
-
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_lowers_for_cuda(dtype: Any) -> None:
-    """One kernel forward and one backward; of GELU the forward alone."""
-    triton = "__gpu$xla.gpu.triton"
+    """One kernel forward and one backward; with GELU the forward alone."""
     x, delta, vector = normal(0, 2, 5, 24), normal(1, 2, 5, 24).astype(dtype), jnp.ones(24)
 
     def kernels(function: Any, *arrays: Any) -> int:
@@ -140,19 +93,12 @@ def test_lowers_for_cuda(dtype: Any) -> None:
             y, pull = jax.vjp(function, *arrays)
             return y, pull(y)
 
-        exported = jax.export.export(
-            jax.jit(gradient),
-            platforms=["cuda"],
-            disabled_checks=[jax.export.DisabledSafetyCheck.custom_call(triton)],
-        )(*arrays)
-        return exported.mlir_module().count(f"@{triton}")
+        return triton_kernels(gradient, *arrays)
 
     assert kernels(lambda *a: layer_norm(*a, EPS, dtype), x, vector, vector) == 2
     for branch in [(delta,), (delta, vector)]:
         assert kernels(lambda *a: residual_norm(*a, EPS, dtype), x, branch, vector, vector) == 2
     assert kernels(lambda *a: norm_gelu(*a, EPS, dtype), delta, vector, vector) == 1
-    arrays = conv_inputs(2, 400, 10, 24, dtype)
-    assert kernels(lambda *a: conv_norm_gelu(*a, 5, EPS, dtype), *arrays) == 1
 
 
 @pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
@@ -182,5 +128,9 @@ def test_sharded_over_devices() -> None:
     assert not re.search(r"all-gather|all-to-all|collective-permute", program)
     assert "all-reduce" in program
     got = compiled(*everything)
-    equal(got, both(residual_norm_reference, norm_gradient, *arrays))
+
+    def plain(eps: float, dtype: Any, x: jax.Array, *others: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return reference.residual_norm(x, others[:2], *others[2:], eps, dtype)
+
+    equal(got, both(plain, norm_gradient, *arrays))
     assert all(array.sharding.is_equivalent_to(rows, 3) for array in got[:4])
