@@ -1,7 +1,6 @@
 """What a run is: every field that a config file in configs/ may set and the command line may override."""
 
-from __future__ import annotations
-
+# Without `from __future__ import annotations`: ml_collections reads the fields' types at run time.
 import dataclasses
 import difflib
 import math
