@@ -1,22 +1,30 @@
-"""Eight CPU devices for every test, and the references and clips that many tests share."""
+"""XLA's flags and devices, the compilation cache, and the references and clips that many tests share."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
-# Before jax is imported. FLAX_WAVLM_TEST_DEVICES=1 runs the suite on a single device.
+from helpers import xla
+
+# All of this before jax is imported. Workers and child processes inherit what is set here.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + f" --xla_force_host_platform_device_count={os.environ.get('FLAX_WAVLM_TEST_DEVICES', '8')}"
-)
+os.environ["XLA_FLAGS"] = xla.flags(int(os.environ.get("FLAX_WAVLM_TEST_DEVICES", "8")))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads wait for each other where cores are few
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # One folder for a session and all its processes: the same program is compiled once.
+    # `.ci/run` sets one for all its sessions.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="flax-wavlm-compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # single operations too
 
 import contextlib
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -37,11 +45,16 @@ def large_reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return tiny_reference("large", tmp_path_factory.mktemp("large"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Whole runs of the same model and shapes compile once a session."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+@pytest.fixture(scope="module")
+def one_device() -> Iterator[None]:
+    """Meshes of the first device alone, which compile faster, for modules whose subject is not sharding.
+
+    FLAX_WAVLM_TEST_DEVICES says otherwise: with 8, these modules too use eight devices (`.ci/run` does both).
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if "FLAX_WAVLM_TEST_DEVICES" not in os.environ:
+            patch.setattr(jax, "device_count", lambda: 1)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,9 +68,18 @@ def lowering_for_a_gpu() -> None:
         own.get_gpu_info = functools.partial(own._get_gpu_info_impl, own.GpuVersion.H100)
 
 
+# These files take longest, so they come first: else one worker waits for the other at the end.
+LONGEST = (
+    "test_recipes.py",
+    "test_resuming.py",
+    "test_nonfinite.py",
+    "test_step_meshes.py",
+    "test_features.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file of whole runs first: else one process waits for the other at the end."""
-    items.sort(key=lambda item: item.path.name != "test_train.py")
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from helpers import xla
+
 ROOT = Path(__file__).parents[2]
-# A third of the time to compile: the same operations, less care with their machine code.
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 TIMES = ("audio_seconds_per_second", "data_wait")
 TRAIN_CLIPS, TEST_CLIPS = 20, 12  # three batches of 8 an epoch, the last one half full
 
@@ -54,7 +54,7 @@ class Trainer:
     ):
         env = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}",
+            "XLA_FLAGS": xla.flags(devices),
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
             # What takes under a second to compile is kept too: many short starts.

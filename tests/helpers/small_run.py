@@ -1,12 +1,18 @@
 """A run of six steps inside this process, and the checkpoint that it starts from."""
 
+import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from flax_wavlm.data.preprocessor import Preprocessor
 from flax_wavlm.training.config import DataSettings, LoopSettings, ModelSettings, OptimSettings, TrainConfig
+from flax_wavlm.training.report.metrics import read_metrics
 from helpers.fake_timit import build_fake_timit
 from helpers.reference import tiny_reference
+
+ROOT = Path(__file__).parents[2]
 
 
 def encoder_checkpoint(folder: Path, kind: str = "large", **changes: Any) -> Path:
@@ -33,3 +39,17 @@ def small_run(tmp_path: Path, workdir: str, kind: str = "large") -> TrainConfig:
         ),
         optim=OptimSettings(learning_rate=1e-3, warmup_steps=2),
     )
+
+
+def recipe(name: str) -> TrainConfig:
+    """What a file of configs/ gives."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module: ModuleType = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def lines(workdir: Path, split: str) -> list[Mapping[str, Any]]:
+    return [row for row in read_metrics(workdir / "metrics.jsonl") if row["split"] == split]

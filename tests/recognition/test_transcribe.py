@@ -20,6 +20,8 @@ from flax_wavlm.porting.verify import speech_like
 from flax_wavlm.recognition.metrics import error_rates
 from flax_wavlm.recognition.recogniser import Recogniser
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 LENGTHS = (400, 16_000, 7_001, 31_999, 48_000, 9_600, 23_456, 640, 40_000, 12_345, 5_000)  # more than a batch
 
 
@@ -42,7 +44,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 
 
 @pytest.fixture(scope="module")
-def recogniser(large: Reference) -> Recogniser:
+def recogniser(large: Reference, one_device: None) -> Recogniser:
     return Recogniser.from_pretrained(large.folder)
 
 

@@ -24,6 +24,8 @@ from flax_wavlm.training.features import cached_features
 from flax_wavlm.training.step import jit_encode
 from flax_wavlm.training.train import train
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 CONFIG = WavLMConfig(conv_dim=(16,) * 7, feat_extract_norm="layer", do_stable_layer_norm=True)
 DEVICES = jax.device_count()
 
