@@ -19,7 +19,7 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         name="timit",
         seed=42,
-        # Dropouts, LayerDrop and SpecAugment are those of the pretrained model: 0.1, 0.1, and 0.075 x 10 frames.
+        # Dropouts, LayerDrop and SpecAugment are the pretrained model's own: 0.1, 0.1, and 0.075 x 10 frames.
         model=ModelSettings(
             checkpoint="microsoft/wavlm-large", dtype="bfloat16", freeze_feature_encoder=True
         ),

@@ -1,4 +1,4 @@
-"""What the commands print, and their exit status. One runs in a process of its own, the others in this one."""
+"""What the commands print, and their exit status. One runs in a process of its own, the others right here."""
 
 import json
 import os
