@@ -15,8 +15,9 @@ def restart_with_huge_pages() -> None:
 
     XLA's CPU backend allocates its temporary arrays anew at every step. Where the kernel hands them out in
     pages of 4 kB, touching them costs a large part of a small model's step; with pages of 2 MB it does not.
-    glibc takes this setting (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`) only when a process starts.
-    No number that is computed depends on it.
+    The demo trains 1.2 to 1.7 times as fast (90 steps on 2 cores shared with other work, three pairs in
+    turns). glibc takes this setting, `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, only when a process starts.
+    The exported weights are the same to the last bit.
 
     Nothing happens where FLAX_WAVLM_HUGE_PAGES is 0, where the kernel does not leave the choice to programs
     ("madvise"), where GLIBC_TUNABLES is set already, or where jax has been imported: then the process
