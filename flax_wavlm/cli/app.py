@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _set_up_process()
     status = run(COMMANDS[name], given)
     if status not in (0, TRY_AGAIN) and (others := _processes()) is not None:
-        others.leave(status)  # all processes of a run are told of a Preempted; of an error they are not
+        others.leave(status)  # they know of a Preempted, but of no error: a usual exit would wait for them
     return status
 
 

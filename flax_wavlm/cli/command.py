@@ -18,6 +18,35 @@ class Parsed(NamedTuple):
     arguments: list[str]
 
 
+def parse_flags(command: Command, given: Sequence[str]) -> Parsed:
+    """Parses flags, written "--name=value" or "--name value" before or after the other arguments.
+
+    Raises:
+        UserError: a flag does not exist, has a wrong value, or is missing; too few or too many arguments.
+    """
+    values = command.flags(given)
+    try:
+        arguments = values([command.name, *given])[1:]
+    except flags.UnrecognizedFlagError as error:
+        known = [*(f"--{name}" for name in values), *command.fields.values()]
+        hint = did_you_mean(f"--{error.flagname}", known) or f"`flax-wavlm {command.name} --help` lists them"
+        raise UserError("there is no such flag", where=f"--{error.flagname}", do=hint) from None
+    except (flags.Error, ValueError) as error:
+        raise UserError(str(error)) from None
+    for name in command.required:
+        if values[name].value is None:
+            meaning = str(values[name].help).rstrip(".")
+            raise UserError(f"--{name} is missing", expected=meaning[0].lower() + meaning[1:])
+    wanted = command.arguments.split()
+    too_many = len(arguments) > len(wanted) and not command.arguments.endswith("...")
+    if len(arguments) < len(wanted) or too_many:
+        raise UserError(
+            f"found {arguments}, expected {command.arguments or 'no argument'}",
+            do="flags are written --name=value",
+        )
+    return Parsed(values, arguments)
+
+
 @dataclass(frozen=True)
 class Command:
     """A command of `flax-wavlm`. Its module's docstring is its page of help.
@@ -37,7 +66,7 @@ class Command:
     fields: Mapping[str, str] = field(default_factory=dict)
     results_on_stdout: bool = False  # the library's messages then go to standard error
     # Turns the arguments into values; a command that has more than plain flags brings its own.
-    parse: Callable[[Command, Sequence[str]], Parsed] = field(default_factory=lambda: parse_flags)
+    parse: Callable[[Command, Sequence[str]], Parsed] = parse_flags
     more_help: Callable[[], str] = lambda: ""  # what its page of help says below the flags
 
     @property
@@ -50,31 +79,3 @@ class Command:
         values = flags.FlagValues()
         self.define(values, given)
         return values
-
-
-def parse_flags(command: Command, given: Sequence[str]) -> Parsed:
-    """Parses flags, written "--name=value" or "--name value" before or after the other arguments.
-
-    Raises:
-        UserError: a flag does not exist, has a wrong value, or is missing; too few or too many arguments.
-    """
-    values = command.flags(given)
-    try:
-        arguments = values([command.name, *given])[1:]
-    except flags.UnrecognizedFlagError as error:
-        known = [*(f"--{name}" for name in values), *command.fields.values()]
-        hint = did_you_mean(f"--{error.flagname}", known) or f"`flax-wavlm {command.name} --help` lists them"
-        raise UserError("there is no such flag", where=f"--{error.flagname}", do=hint) from None
-    except (flags.Error, ValueError) as error:
-        raise UserError(str(error)) from None
-    for name in command.required:
-        if values[name].value is None:
-            raise UserError(f"--{name} is missing", expected=str(values[name].help).rstrip("."))
-    wanted = command.arguments.split()
-    too_many = len(arguments) > len(wanted) and not command.arguments.endswith("...")
-    if len(arguments) < len(wanted) or too_many:
-        raise UserError(
-            f"found {arguments}, expected {command.arguments or 'no argument'}",
-            do="flags are written --name=value",
-        )
-    return Parsed(values, arguments)

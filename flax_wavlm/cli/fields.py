@@ -1,14 +1,16 @@
-"""The fields of a run's configuration as the command line shows them: type, default, comment, nearest."""
+"""The fields of a run's configuration on the command line: what help says of them, and which one is meant."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import io
 import sys
 import tokenize
 from collections.abc import Collection
+from types import ModuleType
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 from flax_wavlm.errors import did_you_mean
@@ -37,7 +39,7 @@ class Group(NamedTuple):
 
 def groups() -> list[Group]:
     """Every field that the command line may set, by group."""
-    return list(_groups(TrainConfig(), ""))
+    return _groups(TrainConfig(), "")
 
 
 def _groups(config: Any, name: str) -> list[Group]:
@@ -57,7 +59,8 @@ def _spelled(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
 
 
-def _comments(module: Any) -> dict[str, dict[str, str]]:
+@functools.cache
+def _comments(module: ModuleType) -> dict[str, dict[str, str]]:
     """Class to field to comment: the comment behind the field in the source, else in the lines above it."""
     source = inspect.getsource(module)
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)

@@ -78,7 +78,7 @@ def test_train_script_says_what_is_wrong(
 @pytest.mark.parametrize(
     ("command", "given", "error"),
     [
-        ("evaluate", ["--corpus=timit"], "--model is missing, expected The fine-tuned model"),
+        ("evaluate", ["--corpus=timit"], "--model is missing, expected the fine-tuned model"),
         ("evaluate", ["--model=x", "--corpus=timit", "--spilt=dev"], "did you mean '--split'?"),
         ("evaluate", ["--model=x", "--corpus=timit", "--nothing=1"], "`flax-wavlm evaluate --help` lists"),
         ("evaluate", ["--model=x", "--corpus=timit", "--dtype=float16"], "<float32|bfloat16>"),
