@@ -47,7 +47,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 def prepare(options: argparse.Namespace) -> None:
     """Settings of the environment that both sides inherit; to be called before the first worker starts."""
     os.environ["JAX_PLATFORMS"] = options.device
-    # As flax_wavlm.cli.app does for its own process: large arrays in large pages. It speeds both sides up.
+    # Large arrays in large pages, as flax_wavlm.cli.huge_pages does it. It speeds both sides up.
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")  # of a card that two processes share
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

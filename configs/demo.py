@@ -1,9 +1,9 @@
-"""The demo: a tiny WavLM learns spoken commands from scratch, on a synthetic corpus made by espeak-ng.
+"""The demo: a tiny WavLM learns spoken commands from scratch, on synthetic speech made by espeak-ng.
 
-    python scripts/train_flax.py --config configs/demo.py
+    python scripts/train_flax.py --config configs/demo.py      # or: flax-wavlm train --config demo
 
-Hardware: any; 2 CPU cores are enough. Needs nothing but `pip install -e '.[demo]'`.
-Expected: WER at most 0.05 on sentences and voices that are not in the training set, within 6 minutes.
+Hardware: any; 2 CPU cores are enough. It needs nothing but `pip install -e '.[demo]'`.
+Expected: a WER of at most 0.05 on sentences and voices that the training set does not have, within 6 minutes.
 Measured: WER 0.025, 307 s from the command to the exported model, on 2 shared cores
 (benchmarks/results/parity-cpu.txt).
 """

@@ -1,13 +1,13 @@
-"""WavLM-large on TIMIT: the recipe of the model card timit-demo-wavlm-large, every value of it.
+"""WavLM-large on TIMIT, with every value of the recipe in the model card timit-demo-wavlm-large.
 
     python scripts/train_flax.py --config configs/timit.py --config.data.path=/path/to/TIMIT
 
-TIMIT is LDC93S1, from the Linguistic Data Consortium (https://catalog.ldc.upenn.edu/LDC93S1); in place of
-the flag, the environment variable TIMIT_DIR can say where it is.
+TIMIT is LDC93S1, from the Linguistic Data Consortium (https://catalog.ldc.upenn.edu/LDC93S1). The
+environment variable TIMIT_DIR can say where it is, in place of the flag.
 
 Hardware: one GPU of 40 GB or more, or a TPU host. Without `model.remat`, 32 clips of 4 s take most of it.
-Expected: not yet measured here. The card reports WER 0.2746, a figure of the padded Trainer, to be compared
-with `wer_hf_padded`; its clip-by-clip `wer` was probably about 0.16.
+Expected: not yet measured here. The card reports WER 0.2746. The Trainer measured it on padded batches, so
+compare it with `wer_hf_padded`; its `wer`, clip by clip, was probably about 0.16.
 """
 
 import os
@@ -19,18 +19,18 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         name="timit",
         seed=42,
-        # Dropouts, LayerDrop and SpecAugment are the checkpoint's own: 0.1, 0.1, and 0.075 x 10 frames.
+        # Dropouts, LayerDrop and SpecAugment are the pretrained model's own: 0.1, 0.1, and 0.075 x 10 frames.
         model=ModelSettings(
             checkpoint="microsoft/wavlm-large", dtype="bfloat16", freeze_feature_encoder=True
         ),
         data=DataSettings(
             corpus="timit",
             path=os.environ.get("TIMIT_DIR", ""),
-            train_max_seconds=4.0,  # 3,978 of 4,620 clips; the test set is whole
+            train_max_seconds=4.0,  # keeps 3,978 of 4,620 clips; the test set stays whole
         ),
         train=LoopSettings(
             batch_size=32,
-            epochs=100,  # of 125 steps
+            epochs=100,  # 125 steps each
             eval_batch_size=8,
             eval_every=500,
             log_every=500,

@@ -4,13 +4,13 @@
     export TIMIT_SAMPLE_DIR=$HOME/nltk_data/corpora/timit   # or --config.data.path=FOLDER
     python scripts/train_flax.py --config configs/timit_sample.py
 
-A quick look at real speech, not a benchmark: four speakers are held out as the test set, two women and two
-men, but all speakers say SA1 and SA2. Clips that a text-mode copy of the sample has cut short are left out,
-and named.
+This is a quick look at real speech, not a benchmark. Four speakers, two women and two men, are held out as
+the test set, but all speakers say the sentences SA1 and SA2. Some copies of the sample were unpacked in text
+mode, which cut clips short: such clips are left out, and named.
 
-Hardware: any GPU of 8 GB; on 2 CPU cores use a small checkpoint (`--config.model.checkpoint=FOLDER`).
-Expected: not yet measured with pretrained weights. With a tiny randomly initialised checkpoint the loss on
-the training clips falls by more than half in 60 steps (measured by tests/test_train.py).
+Hardware: any GPU of 8 GB; on 2 CPU cores use a small pretrained model (`--config.model.checkpoint=FOLDER`).
+Expected: not yet measured with pretrained weights. With a tiny model of random weights the loss on the
+training clips falls by more than half in 60 steps (measured by tests/training/test_train.py).
 """
 
 import os

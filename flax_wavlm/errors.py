@@ -102,10 +102,13 @@ def reason(error: BaseException) -> str:
     return str(said).splitlines()[0] if said else type(error).__name__
 
 
-def did_you_mean(name: str, names: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """ "did you mean 'NAME'?" for the nearest of the names; "" where none is near."""
+def did_you_mean(name: str, names: Iterable[str], *, cutoff: float = 0.6, prefix: str = "") -> str:
+    """ "did you mean 'NAME'?" for the nearest of the names; "" where none is near.
+
+    `prefix` stands before the name in the text, and does not count where names are compared.
+    """
     near = difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)
-    return f"did you mean {near[0]!r}?" if near else ""
+    return f"did you mean {prefix + near[0]!r}?" if near else ""
 
 
 def some(items: Collection[Any], most: int = MOST_ITEMS) -> str:

@@ -1061,7 +1061,7 @@ CONFIGS = [
     Case(
         "a flag that does not exist",
         script("train_flax.py", CONFIG, "--workdr=x", recipe=RECIPE),
-        error=r"Unknown command line flag 'workdr'\. Did you mean: *workdir",
+        error=r"--workdr: there is no such flag; did you mean '--workdir'",
     ),
     Case("no --config", script("train_flax.py"), error=r"--config is missing"),
     Case(

@@ -1,131 +1,127 @@
-"""What the scripts share: flags, messages, and errors that end in one line."""
+"""The program: finds the command, shows help and messages, and ends with one line where something is wrong.
+
+`flax-wavlm COMMAND ...` and the scripts of scripts/ start here. Nothing on the way to a command's own work
+imports jax, so that help is there at once and a wrong flag is refused at once.
+"""
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import logging
 import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
 
-from flax_wavlm.errors import Preempted, UserError, reason
-from flax_wavlm.files import is_file
-from flax_wavlm.training.config import TrainConfig, field_names
+import flax_wavlm
+from flax_wavlm.cli.command import Command
+from flax_wavlm.cli.convert import CONVERT
+from flax_wavlm.cli.evaluate import EVALUATE
+from flax_wavlm.cli.export import EXPORT
+from flax_wavlm.cli.help import ASKED, overview, page
+from flax_wavlm.cli.huge_pages import restart_with_huge_pages
+from flax_wavlm.cli.names import in_flags, text_in_flags
+from flax_wavlm.cli.train import TRAIN
+from flax_wavlm.cli.transcribe import TRANSCRIBE
+from flax_wavlm.errors import Preempted, UserError, did_you_mean, reason
 
-FAILED = 1  # exit status of what was not foreseen, and of losing the run's other processes
+COMMANDS = {command.name: command for command in (TRAIN, EVALUATE, TRANSCRIBE, CONVERT, EXPORT)}
+
+FAILED = 1  # exit status where something unforeseen happened, or the run's other processes were lost
 USAGE = 2  # exit status of a UserError
-TRY_AGAIN = 75  # of Preempted: sysexits.h's EX_TEMPFAIL
-INTERRUPTED = 130  # of Ctrl-C, as a shell gives it
+TRY_AGAIN = 75  # exit status of Preempted: EX_TEMPFAIL of sysexits.h
+INTERRUPTED = 130  # exit status of Ctrl-C, as a shell gives it
 
 
-def run(main: Callable[[list[str]], None], *, arguments: str = "", messages: TextIO | None = None) -> None:
-    """Parses the flags, runs `main` with the other arguments, and exits.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the program in a process of its own, and returns its exit status.
 
-    A UserError is one line and status 2, a Preempted status 75, Ctrl-C status 130.
-
-    `arguments` names what the script takes beside flags, e.g. "SOURCE FOLDER" or "FILE..."; as many must be
-    given. `messages` is where the library's messages go, standard output by default.
+    `arguments` are those of the process by default: a command's name, then its own arguments.
     """
-    _use_huge_pages()
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises to install torch
-    _hide_repetitions()
-    _show_messages(messages or sys.stdout)
-    wanted = arguments.split()
+    name, *given = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ASKED:
+        print(overview(COMMANDS.values()))
+        return 0
+    if name == "--version":
+        print(flax_wavlm.__version__)
+        return 0
+    if name not in COMMANDS:
+        hint = did_you_mean(name, COMMANDS) or "`flax-wavlm --help` describes them"
+        expected = f"one of {', '.join(COMMANDS)}"
+        error = UserError("there is no such command", where=name, expected=expected, do=hint)
+        return _say(f"error: {error}", USAGE)
+    if not asks_for_help(given):
+        _set_up_process()
+    status = run(COMMANDS[name], given)
+    if status not in (0, TRY_AGAIN) and (others := _processes()) is not None:
+        others.leave(status)  # they know of a Preempted, but of no error: a usual exit would wait for them
+    return status
 
-    def guarded(argv: Sequence[str]) -> None:
-        absl_logging.set_verbosity(absl_logging.WARNING)  # app.run had it show every library's messages
-        given = list(argv[1:])
+
+def run(command: Command, given: Sequence[str]) -> int:
+    """Runs a command with its arguments, and returns its exit status.
+
+    A UserError is one line on standard error and status 2. Preempted is status 75, Ctrl-C status 130. An
+    exception that nobody foresaw shows its traceback, and is status 1.
+    """
+    if asks_for_help(given):
+        print(page(command))
+        return 0
+    with _messages(sys.stderr if command.results_on_stdout else sys.stdout, command.fields):
         try:
-            if len(given) < len(wanted) or (len(given) > len(wanted) and not arguments.endswith("...")):
-                expected = arguments or "no argument"
-                raise UserError(f"found {given}, expected {expected}; flags are written --name=value")
-            main(given)
+            return command.run(command.parse(command, given)) or 0
         except UserError as error:
-            _fail(f"error: {error}", USAGE)
+            return _say(f"error: {in_flags(error, command.fields)}", USAGE)
         except Preempted as stopped:
-            _fail(str(stopped), TRY_AGAIN)
+            return _say(str(stopped), TRY_AGAIN)
         except KeyboardInterrupt:
-            _fail("interrupted; what was saved before stays", INTERRUPTED)
+            return _say("interrupted; everything saved before stays", INTERRUPTED)
         except Exception as error:
-            if type(error).__name__ == "JaxRuntimeError" and _processes() > 1:
-                _fail(
+            if type(error).__name__ == "JaxRuntimeError" and _processes() is not None:
+                return _say(
                     "error: another process of this run has ended, or cannot be reached "
-                    f"({reason(error)}). Look at what it said; the same command in each then resumes",
+                    f"({reason(error)}). Look at its last message; the same command in each then resumes",
                     FAILED,
                 )
             traceback.print_exc()
-            _leave(FAILED)
-            sys.exit(FAILED)
-
-    def parse(argv: Sequence[str]) -> list[str]:
-        try:
-            check_config_flags(argv[1:])
-            return flags.FLAGS(argv)
-        except (UserError, flags.Error) as error:
-            return _fail(f"error: {error}", USAGE)
-        except Exception as error:  # a config file is Python, which can go wrong in every way
-            return _fail(f"error: {_in_config_file(error, argv[1:])}", USAGE)
-
-    app.run(guarded, flags_parser=parse)
+            return FAILED
 
 
-def _use_huge_pages() -> None:
-    """Starts this process again with large pages for large arrays, where glibc and the kernel offer them.
-
-    XLA's CPU backend allocates its temporaries anew at every step. Touched in pages of 4 kB they cost a
-    large part of the demo's step. glibc takes this setting at the start of a process only.
-    """
-    setting = "glibc.malloc.hugetlb=1"
-    offer = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    if "GLIBC_TUNABLES" in os.environ or not offer.exists() or "[madvise]" not in offer.read_text():
-        return
-    sys.stdout.flush()
-    os.execve(sys.executable, sys.orig_argv, os.environ | {"GLIBC_TUNABLES": setting})
+def asks_for_help(given: Sequence[str]) -> bool:
+    """Whether a command's arguments ask for its page of help."""
+    return any(argument in ASKED for argument in given)
 
 
-def _in_config_file(error: Exception, arguments: Sequence[str]) -> UserError:
-    """What went wrong in the --config file, and in which line of it."""
-    file = next(_config_files(arguments), "")
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-    where = f"{file}:{line}" if line else file
-    return UserError(
-        f"--config={where}: {type(error).__name__}: {reason(error)}. Expected a Python file whose "
-        "get_config() gives a TrainConfig, as those in configs/"
-    )
-
-
-def _fail(message: str, status: int) -> list[str]:
+def _say(message: str, status: int) -> int:
+    """Prints a message as one line of standard error; the status comes back."""
     print(" ".join(message.splitlines()), file=sys.stderr)
-    if status != TRY_AGAIN:  # of which all processes of a run have heard
-        _leave(status)
-    sys.exit(status)
+    return status
 
 
-def _processes() -> int:
-    """Of this run."""
-    # Without the module jax was not needed, and there are no others.
-    return (
-        sys.modules["flax_wavlm.parallel.processes"].count()
-        if "flax_wavlm.parallel.processes" in sys.modules
-        else 1
-    )
+def _processes() -> Any:
+    """The module of processes where this process is one of several of a run; None where it is alone."""
+    # As long as the module is not imported, jax was not needed, and there are no others.
+    module: Any = sys.modules.get("flax_wavlm.parallel.processes")
+    return module if module is not None and module.count() > 1 else None
 
 
-def _leave(status: int) -> None:
-    if _processes() > 1:
-        sys.modules["flax_wavlm.parallel.processes"].leave(status)
+def _set_up_process() -> None:
+    """Settings of the whole process, before a command does its work."""
+    restart_with_huge_pages()
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises to install torch
+    flags.FLAGS(["flax-wavlm"])  # libraries ask for absl's own flags: these have their defaults
+    absl_logging.use_absl_handler()
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    _hide_repetitions()
 
 
 def _hide_repetitions() -> None:
-    """Keeps the threads that write checkpoints from printing the errors that they hand on to us as well."""
+    """Keeps the threads that write checkpoints from printing errors that they also hand on to us."""
     of_threads, of_callbacks = threading.excepthook, sys.unraisablehook
 
     def thread_failed(failure: threading.ExceptHookArgs) -> None:
@@ -139,58 +135,29 @@ def _hide_repetitions() -> None:
     threading.excepthook, sys.unraisablehook = thread_failed, callback_failed
 
 
-def _show_messages(stream: TextIO) -> None:
-    """The library's messages, and nobody else's."""
+class _Messages(logging.Formatter):
+    """The bare text of a message; a warning names settings as the command's flags."""
+
+    def __init__(self, fields: Mapping[str, str]):
+        super().__init__("%(message)s")
+        self._fields = fields
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text_in_flags(text, self._fields) if record.levelno >= logging.WARNING else text
+
+
+@contextlib.contextmanager
+def _messages(stream: TextIO, fields: Mapping[str, str]) -> Iterator[None]:
+    """Shows the library's messages there, and no other library's."""
     logger = logging.getLogger("flax_wavlm")
+    before = logger.handlers, logger.level, logger.propagate
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.handlers = [handler]
+    handler.setFormatter(_Messages(fields))
+    logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)
-    logger.propagate = False
-
-
-def check_config_flags(arguments: Sequence[str]) -> None:
-    """UserError for a config file that is not there, or a field that no configuration has.
-
-    ml_collections would end in a KeyError, and accept a missing file until it is used.
-    """
-    known = field_names()
-    for file in _config_files(arguments):
-        if not is_file(Path(file)):
-            raise UserError(f"--config={file}: no such file; the recipes are in configs/")
-    for argument in arguments:
-        flag = argument.lstrip("-").partition("=")[0]
-        if argument.startswith("-") and flag.startswith("config."):
-            name = flag.removeprefix("config.")
-            if f"{name}.".startswith("model.config."):
-                raise UserError(
-                    f"--{flag}: an architecture is set in the config file; the command line can change its "
-                    "regularisation, as --config.model.overrides.NAME"
-                )
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"; did you mean --config.{near[0]}?" if near else ""
-                raise UserError(f"--{flag}: there is no such field{hint}")
-
-
-def _config_files(arguments: Sequence[str]) -> Iterator[str]:
-    """The value of each --config flag."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
-        flag, has_value, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and flag == "config":
-            yield value if has_value else following
-
-
-def resolve(config: TrainConfig | None, workdir: str, overridden: Collection[str] = ()) -> TrainConfig:
-    """The config of a --config flag with the workdir of a --workdir flag, or one named after the config.
-
-    `overridden` are the fields that the command line sets: epochs asked for there replace a recipe's steps.
-    """
-    if config is None:
-        raise UserError("--config is missing, expected a recipe such as --config configs/demo.py")
-    if not isinstance(config, TrainConfig):
-        raise UserError(f"--config: get_config() gave a {type(config).__name__}, expected a TrainConfig")
-    if "train.epochs" in overridden and "train.steps" not in overridden:
-        config.train.steps = 0
-    config.workdir = workdir or config.workdir or f"runs/{config.name or 'run'}"
-    return config
+    try:
+        yield
+    finally:
+        logger.handlers, level, logger.propagate = before
+        logger.setLevel(level)

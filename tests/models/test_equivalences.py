@@ -73,11 +73,11 @@ def test_frames_in_eights_change_nothing(
     rows, lengths = rows[:, :39_000], np.minimum(lengths, [39_000, 30_000])
     model = load_model(reference.folder, overrides={"attention": "xla"})
     for known in (lengths, None):
-        logits, frames, states = model(rows, known, with_states=True)
+        logits, frames, states = model.with_hidden_states(rows, known)
         assert logits.shape[1] % 8
         with monkeypatch.context() as context:
             context.setattr(jax, "default_backend", lambda: "gpu")
-            padded_logits, padded_frames, padded_states = model(rows, known, with_states=True)
+            padded_logits, padded_frames, padded_states = model.with_hidden_states(rows, known)
         np.testing.assert_array_equal(padded_frames, frames)
         real = np.arange(logits.shape[1]) < np.asarray(frames)[:, None]
         assert padded_logits.shape == logits.shape

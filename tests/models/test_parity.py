@@ -30,7 +30,7 @@ def test_logits_and_states(
 ) -> None:
     rows, lengths = pad(speech[:count])
     model = load_model(reference.folder)
-    logits, frames, states = model(rows, lengths, with_states=True)
+    logits, frames, states = model.with_hidden_states(rows, lengths)
     with torch.no_grad():
         expected = reference.model(
             torch.tensor(rows), attention_mask=attention_mask(rows, lengths), output_hidden_states=True

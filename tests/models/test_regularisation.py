@@ -10,8 +10,9 @@ from flax import nnx
 from helpers.reference import NO_REGULARISATION, Reference, pad
 
 from flax_wavlm.models.heads import structure
+from flax_wavlm.models.layers import Residual, Update
 from flax_wavlm.models.parameters import merge, split
-from flax_wavlm.models.wavlm import EncoderLayer, total
+from flax_wavlm.models.wavlm import EncoderLayer
 from flax_wavlm.ops.dropout import dropout
 from flax_wavlm.porting.load import load_model
 
@@ -50,7 +51,7 @@ def test_dropout_masks_differ_between_layers(large_reference: Reference) -> None
     params["wavlm"]["encoder"]["positions"]["direction"] += 1.0
     params["wavlm"]["encoder"]["layers"]["attention"]["out"]["bias"] += 1.0
     x = jnp.zeros((1, 400 + 320 * 30))
-    states = merge(graphdef, params)(x, key=jax.random.key(0), with_states=True)[2]
+    states = merge(graphdef, params).with_hidden_states(x, key=jax.random.key(0))[2]
     masks = [np.asarray(after - before) for before, after in itertools.pairwise(states)]
     assert all(set(np.unique(np.round(mask, 3))) == {0.0, 2.0} for mask in masks)
     for one, other in ((0, 1), (1, 2), (0, 2)):
@@ -59,7 +60,7 @@ def test_dropout_masks_differ_between_layers(large_reference: Reference) -> None
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_biases_are_dropped_with_their_products(large_reference: Reference, rate: float) -> None:
-    """A layer against the formula, in a training call: dropout is of a branch's output, bias and all."""
+    """A layer against the formula, in a training call: dropout is of an update with its bias."""
     config = large_reference.config.replace(**NO_REGULARISATION | {"hidden_dropout": rate})
     layer = EncoderLayer(config, nnx.Rngs(0))
     for number, dense in enumerate((layer.attention.out, layer.feed_forward.down), start=1):
@@ -71,15 +72,15 @@ def test_biases_are_dropped_with_their_products(large_reference: Reference, rate
     def attend(qkv: jax.Array, qkv_bias: jax.Array, gates: jax.Array, key: jax.Array) -> jax.Array:
         return qkv[:, :, 0] + qkv_bias[0]
 
-    stream = (x, delta, bias) if rate == 0 else (x, delta)
+    stream = Residual(x, Update(delta, bias if rate == 0 else None))
     new = layer(stream, attend, jax.random.key(1))
-    assert len(new) == len(stream)
+    assert jax.tree.structure(new) == jax.tree.structure(stream)
     expected = x + delta + bias if rate == 0 else x + delta
     product, bias = layer.attention(layer.attention_norm(expected), attend, keys[0])
     expected += dropout(product + bias, rate, keys[1])
     product, bias = layer.feed_forward(layer.final_norm(expected), keys[2])
     expected += dropout(product + bias, rate, keys[3])
-    np.testing.assert_allclose(total(new), expected, rtol=0, atol=SIMPLE)
+    np.testing.assert_allclose(new.total(), expected, rtol=0, atol=SIMPLE)
 
 
 def test_layerdrop_drops_biases_too(large_reference: Reference) -> None:
@@ -92,7 +93,7 @@ def test_layerdrop_drops_biases_too(large_reference: Reference) -> None:
     def loss(biases: jax.Array) -> tuple[jax.Array, jax.Array]:
         params["wavlm"]["encoder"]["layers"]["feed_forward"]["down"]["bias"] = biases
         x = jax.random.normal(jax.random.key(0), (1, 4000))
-        logits, _, states = merge(graphdef, params)(x, key=jax.random.key(0), with_states=True)
+        logits, _, states = merge(graphdef, params).with_hidden_states(x, key=jax.random.key(0))
         return jnp.sum(jnp.square(logits)), states
 
     gradient, states = jax.jit(jax.grad(loss, has_aux=True))(biases)
@@ -105,7 +106,7 @@ def test_layerdrop_drops_biases_too(large_reference: Reference) -> None:
 def test_layerdrop_never_drops_the_first_layer(large_reference: Reference, speech: list) -> None:
     rows, lengths = pad(speech[:1])
     model = load_model(large_reference.folder, overrides=NO_REGULARISATION | {"layerdrop": 1.0})
-    states = model(rows, lengths, key=jax.random.key(0), with_states=True)[2]
+    states = model.with_hidden_states(rows, lengths, key=jax.random.key(0))[2]
     assert np.abs(states[1] - states[0]).max() > 0.1
     np.testing.assert_array_equal(states[2], states[1])
     np.testing.assert_array_equal(states[3], states[1])
@@ -118,7 +119,7 @@ def test_layerdrop_rate(large_reference: Reference) -> None:
     x = jnp.ones((1, 2000))
 
     def dropped(key: jax.Array) -> jax.Array:
-        states = merge(graphdef, params)(x, key=key, with_states=True)[2]
+        states = merge(graphdef, params).with_hidden_states(x, key=key)[2]
         return jnp.all(states[1:] == states[:-1], axis=(1, 2, 3))
 
     share = np.mean(jax.vmap(dropped)(jax.random.split(jax.random.key(0), 400)), axis=0)

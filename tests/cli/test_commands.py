@@ -1,4 +1,4 @@
-"""The scripts as a user starts them: what they print, where, and their exit status."""
+"""What the commands print, and their exit status. One runs in a process of its own, the others right here."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import optax
 import pytest
 import soundfile
 import transformers
+from helpers.commands import run
 from helpers.reference import Reference, tiny_reference
 from safetensors.numpy import load_file
 
@@ -29,8 +30,8 @@ from flax_wavlm.training.state import init_state
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
-def run(script: str, *arguments: object) -> subprocess.CompletedProcess:
-    """Runs a script on a single device, as on most machines."""
+def start(script: str, *arguments: object) -> subprocess.CompletedProcess:
+    """Runs a script in a process of its own, on a single device, as on most machines."""
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
@@ -64,7 +65,7 @@ def expected_text(folder: Path, file: Path) -> str:
 def test_transcribe(checkpoint, corpus, tmp_path):
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"RIFF, or so it says")
-    result = run("transcribe.py", "--model", checkpoint.folder, corpus / "a.wav", bad, corpus / "b.wav")
+    result = start("transcribe.py", "--model", checkpoint.folder, corpus / "a.wav", bad, corpus / "b.wav")
     assert result.stdout == "".join(
         f"{file}\t{expected_text(checkpoint.folder, file)}\n" for file in (corpus / "a.wav", corpus / "b.wav")
     )
@@ -79,8 +80,8 @@ def test_transcribe(checkpoint, corpus, tmp_path):
 def test_evaluate(checkpoint, corpus, tmp_path):
     predictions = tmp_path / "deep" / "predictions.jsonl"
     flags = ["--model", checkpoint.folder, "--corpus", "manifest", "--data", corpus, "--split", "train"]
-    result = run("evaluate.py", *flags, "--predictions", predictions)
-    assert result.returncode == 0, result.stderr
+    result = run("evaluate", *flags, "--predictions", predictions)
+    assert result.status == 0, result.stderr
     figures = result.stdout.splitlines()[-1]
     assert re.fullmatch(r"loss [\d.]+  WER [\d.]+  CER [\d.]+  \(.*: [\d.]+\)  2 clips  1 skipped", figures)
     assert "short" in result.stdout  # named
@@ -96,17 +97,15 @@ def test_evaluate(checkpoint, corpus, tmp_path):
 
 
 def test_evaluate_speaks_of_its_own_flags(checkpoint, tmp_path):
-    result = run(
-        "evaluate.py", "--model", checkpoint.folder, "--corpus", "manifest", "--data", tmp_path / "x"
-    )
-    assert result.returncode == 2
+    result = run("evaluate", "--model", checkpoint.folder, "--corpus", "manifest", "--data", tmp_path / "x")
+    assert result.status == 2
     assert re.fullmatch(r"error: --data is '.*/x', which is not a folder.* --data=FOLDER\.\n", result.stderr)
 
 
 def test_convert_and_verify(checkpoint, corpus, tmp_path):
     target = tmp_path / "converted"
-    result = run("convert.py", checkpoint.folder, target, "--verify", "--clip", corpus / "a.wav")
-    assert result.returncode == 0, result.stderr
+    result = run("convert", checkpoint.folder, target, "--verify", "--clip", corpus / "a.wav")
+    assert result.status == 0, result.stderr
     lines = result.stdout.splitlines()
     assert f"{checkpoint.folder}: Hugging Face folder, 3 layers of width 64" in lines[0]
     assert "CTC head of 32 outputs" in lines[0]
@@ -138,8 +137,8 @@ def test_export_pytorch(checkpoint, corpus, tmp_path):
     checkpoints.save(state._replace(step=jnp.int32(7)), position={}, config={})
     checkpoints.close()
 
-    result = run("export_pytorch.py", "--workdir", workdir, "--output", output)
-    assert result.returncode == 0, result.stderr
+    result = run("export", "--workdir", workdir, "--output", output)
+    assert result.status == 0, result.stderr
     assert f"step 7 of {workdir} is in {output}" in result.stdout
     assert_same_weights(checkpoint.folder, output)
     clip = corpus / "a.wav"

@@ -1,0 +1,75 @@
+"""Loss, WER and CER of a fine-tuned model on a corpus.
+
+flax-wavlm evaluate --model FOLDER_OR_HUB_ID --corpus timit --data /path/to/TIMIT [--split test]
+
+The last line of output has the figures. In a checkout, `python scripts/evaluate.py` is the same command.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from flax_wavlm.cli.command import Command, Parsed
+
+
+def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
+    flags.DEFINE_string("model", None, "The fine-tuned model: a folder or a hub id.", values)
+    flags.DEFINE_string("corpus", None, "timit, timit_sample, manifest, hub or synthetic.", values)
+    flags.DEFINE_string("data", "", "The corpus's folder, or the data set's hub id.", values)
+    flags.DEFINE_string("split", "test", "The split to evaluate on.", values)
+    flags.DEFINE_integer("batch_size", 8, "Clips at a time, a multiple of the devices.", flag_values=values)
+    flags.DEFINE_enum(
+        "dtype",
+        "float32",
+        ["float32", "bfloat16"],
+        "Type of matrix products.",
+        flag_values=values,
+    )
+    flags.DEFINE_list("held_out_speakers", [], "timit_sample: the test split's, with commas.", values)
+    flags.DEFINE_string("audio_column", "audio", "hub: the column of the audio.", values)
+    flags.DEFINE_string("text_column", "text", "hub: the column of the text.", values)
+    flags.DEFINE_string("hub_config", None, "hub: the data set's configuration.", values)
+    flags.DEFINE_string("predictions", None, "File for id, reference and hypothesis as JSON lines.", values)
+
+
+def _run(parsed: Parsed) -> None:
+    from flax_wavlm.data.corpora.load import load_corpus
+    from flax_wavlm.recognition.evaluate import figures_line, write_predictions
+    from flax_wavlm.recognition.recogniser import Recogniser
+
+    values = parsed.values
+    utterances, unusable = load_corpus(
+        values.corpus,
+        values.data,
+        values.split,
+        held_out_speakers=values.held_out_speakers,
+        audio_column=values.audio_column,
+        text_column=values.text_column,
+        hub_config=values.hub_config,
+    )
+    recogniser = Recogniser.from_pretrained(values.model, dtype=values.dtype)
+    result = recogniser.evaluate(utterances, unusable, name=values.split, batch_size=values.batch_size)
+    if values.predictions:
+        write_predictions(Path(values.predictions), result.predictions)
+    print(f"{figures_line(result.figures)}  {result.figures['skipped']} skipped")
+
+
+EVALUATE = Command(
+    name="evaluate",
+    description=__doc__,
+    define=_define,
+    run=_run,
+    required=("model", "corpus"),
+    fields={
+        "data.corpus": "--corpus",
+        "data.path": "--data",
+        "data.held_out_speakers": "--held_out_speakers",
+        "data.audio_column": "--audio_column",
+        "data.text_column": "--text_column",
+        "data.hub_config": "--hub_config",
+        "batch_size": "--batch_size",
+        "dtype": "--dtype",
+        "split": "--split",
+    },
+)
