@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from flax_wavlm.errors import UserError
 from flax_wavlm.models.config import ACTIVATIONS, WavLMConfig
 
-OURS = {"dtype", "matmul_precision", "unroll", "remat", "attention", "masked_group_norm"}
+OURS = {"dtype", "matmul_precision", "unroll", "remat", "kernels", "attention", "masked_group_norm"}
 SHARED = [field.name for field in dataclasses.fields(WavLMConfig) if field.name not in OURS]
 LARGE = {
     "hidden_size": 1024,
@@ -212,7 +212,7 @@ BAD_VALUES: list[tuple[dict[str, Any], str, str, str]] = [
     ({"layerdrop": "0.1"}, "layerdrop", "'0.1'", "float"),
     ({"layerdrop": False}, "layerdrop", "False", "float"),
     ({"bos_token_id": "<s>"}, "bos_token_id", "'<s>'", "int | None"),
-    ({"conv_kernel": (10, 3.0, 3, 3, 3, 2, 2)}, "conv_kernel", "(10, 3.0,", "tuple[int, ...]"),
+    ({"conv_kernel": (10, 3.0, 3, 3, 3, 2, 2)}, "conv_kernel", "10, 3.0, 3", "tuple[int, ...]"),
     ({"conv_dim": 512}, "conv_dim", "512", "tuple[int, ...]"),
     ({"conv_dim": None}, "conv_dim", "None", "tuple[int, ...]"),
     ({"conv_stride": "5222222"}, "conv_stride", "'5222222'", "tuple[int, ...]"),
@@ -225,8 +225,8 @@ BAD_VALUES: list[tuple[dict[str, Any], str, str, str]] = [
     ({"num_hidden_layers": -1}, "num_hidden_layers", "-1", "above 0"),
     ({"num_buckets": 30}, "num_buckets", "30", "multiple of 4"),
     ({"max_bucket_distance": 80}, "max_bucket_distance", "80", "above num_buckets / 4 = 80"),
-    ({"conv_dim": (512, 512)}, "conv_dim", "2, 7 and 7", "same length"),
-    ({"conv_dim": (), "conv_kernel": (), "conv_stride": ()}, "conv_dim", "0, 0 and 0", "same length"),
+    ({"conv_dim": (512, 512)}, "conv_dim", "2, 7, 7", "one value for each"),
+    ({"conv_dim": (), "conv_kernel": (), "conv_stride": ()}, "conv_dim", "0, 0, 0", "one value for each"),
 ]
 
 
@@ -235,6 +235,8 @@ BAD_VALUES: list[tuple[dict[str, Any], str, str, str]] = [
 )
 def test_bad_value(changes: dict[str, Any], name: str, shown: str, expected: str, tmp_path: Path) -> None:
     def check(error: UserError) -> None:
+        assert name in error.field or name in error.problem
+        assert expected in error.expected
         for part in (name, shown, expected):
             assert part in str(error)
         assert "\n" not in str(error)
