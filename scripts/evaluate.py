@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
     result = recogniser.evaluate(utterances, unusable, name=SPLIT.value, batch_size=BATCH_SIZE.value)
     if PREDICTIONS.value:
         write_predictions(Path(PREDICTIONS.value), result.predictions)
-    print(f"{figures_line(result.figures)}  {result.figures['skipped']} skipped")
+    print(f"{figures_line(result.figures, recogniser.task.scoring)}  {result.figures['skipped']} skipped")
 
 
 if __name__ == "__main__":

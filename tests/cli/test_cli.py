@@ -240,7 +240,7 @@ def test_bad_value(name: str, value: Any, expected: str) -> None:
     with pytest.raises(UserError) as raised:
         config.check()
     message = str(raised.value)
-    assert message.startswith(f"--config.{name} is {value!r}, expected ")
+    assert message.startswith(f"{name} is {value!r}, expected ")
     assert expected in message
     assert "\n" not in message
 
@@ -248,7 +248,7 @@ def test_bad_value(name: str, value: Any, expected: str) -> None:
 def test_neither_steps_nor_epochs() -> None:
     config = good()
     config.train.steps = 0
-    with pytest.raises(UserError, match=r"--config\.train\.steps is 0, expected above 0"):
+    with pytest.raises(UserError, match=r"train\.steps is 0, expected above 0"):
         config.check()
 
 

@@ -22,6 +22,7 @@ from flax_wavlm.ops.ctc.api import ctc_loss, reduced_sum
 from flax_wavlm.parallel import sharding
 from flax_wavlm.porting.load import load_model
 from flax_wavlm.porting.save import hf_tensors
+from flax_wavlm.recognition.ctc_task import loss_of_ctc
 from flax_wavlm.training import step as step_module
 from flax_wavlm.training.optimizer import adamw, linear_schedule
 from flax_wavlm.training.state import SKIPPED_KEPT, TOTALS, TrainState, init_state, skipped_steps
@@ -67,8 +68,9 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": Fal
 @functools.cache
 def gradient_step(config: WavLMConfig, *, quick: bool = True, **changes: Any):
     """The step with `keep_gradient` jitted for a single device, its input kept."""
-    settings = {"blank_id": BLANK, "reduction": "mean", "seed": 0} | changes
-    step = make_train_step(structure(config)[0], keep_gradient(), **settings)
+    settings = {"reduction": "mean", "seed": 0} | changes
+    loss = loss_of_ctc(BLANK, settings.pop("reduction"))
+    step = make_train_step(structure(config)[0], keep_gradient(), loss, **settings)
     return jax.jit(step, compiler_options=QUICK if quick else None)
 
 
@@ -374,9 +376,7 @@ def test_randomness_is_of_seed_and_step() -> None:
     batch, state = small_batch(), small_state()
 
     def any_seed(state: TrainState, batch: dict[str, jax.Array], seed: jax.Array) -> TrainState:
-        step = make_train_step(
-            structure(SMALL)[0], keep_gradient(), blank_id=BLANK, reduction="mean", seed=seed
-        )
+        step = make_train_step(structure(SMALL)[0], keep_gradient(), loss_of_ctc(BLANK), seed=seed)
         return step(state, batch)
 
     jitted = jax.jit(any_seed, compiler_options=QUICK)  # compiled once for all seeds
@@ -414,7 +414,7 @@ def runs() -> dict[int, Run]:
             mesh = sharding.make_mesh(fsdp=fsdp)
             state = small_state(optimizer)
             placed = state = jax.device_put(state, sharding.tree_sharding(mesh, state))
-            step = make_train_step(structure(SMALL)[0], optimizer, blank_id=BLANK, reduction="mean", seed=0)
+            step = make_train_step(structure(SMALL)[0], optimizer, loss_of_ctc(BLANK), seed=0)
             batches = [sharding.put_batch(mesh, small_batch(seed=seed)) for seed in range(3)]
             jitted = jit_train_step(step, mesh, state).lower(state, batches[0])
             compiled = jitted.compile(compiler_options=QUICK)
@@ -490,7 +490,7 @@ def test_step_that_is_not_finite_changes_nothing_but_is_noted() -> None:
     optimizer = adamw(optax.constant_schedule(1e-2), weight_decay=0.01, clip_norm=1.0)
     graphdef, params = split(WavLMForCTC(SMALL, nnx.Rngs(0)))
     trained, frozen = partition(params, freeze_feature_encoder=True)
-    step = make_train_step(graphdef, optimizer, blank_id=BLANK, reduction="mean", seed=0)
+    step = make_train_step(graphdef, optimizer, loss_of_ctc(BLANK), seed=0)
     step = jax.jit(step, compiler_options=QUICK)
     rng = np.random.default_rng(0)
     good = make_batch([rng.normal(size=8_000).astype(np.float32) for _ in range(2)])
