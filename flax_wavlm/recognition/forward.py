@@ -77,8 +77,8 @@ def forward_pass(task: Task, config: WavLMConfig) -> Callable[[Params, Batch], t
     graphdef, _ = structure(dataclasses.replace(config, masked_group_norm=True), model=task.head)
 
     def forward(params: Params, batch: Batch) -> tuple[Array, Array]:
-        outputs, frame_lengths = merge(graphdef, params)(input_values(batch), batch["lengths"])
-        return outputs, frame_lengths
+        result = merge(graphdef, params)(input_values(batch), batch["lengths"])
+        return result[0], result[1]
 
     return forward
 

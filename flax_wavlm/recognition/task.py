@@ -102,8 +102,8 @@ class Task:
 
     Attributes:
         head: the model's class, called with (config, rngs). The model called with (input_values, lengths,
-            key=...) gives outputs [B, T, V] and frame_lengths [B]; so does its `from_features`, which
-            training calls where the convolutional encoder is frozen.
+            key=...) gives a tuple that begins with outputs [B, T, V] and frame_lengths [B]. So does its
+            `from_features`, which training calls where the convolutional encoder is frozen.
         settings: the fields of WavLMConfig that the task decides, such as the head's width.
         targets: an utterance's text to labels.
         loss: what training lowers.

@@ -132,7 +132,7 @@ class TrainConfig:
     data: DataSettings = field(default_factory=DataSettings)  # where the speech is
     train: LoopSettings = field(default_factory=LoopSettings)  # how long, and when to evaluate
     optim: OptimSettings = field(default_factory=OptimSettings)  # AdamW and its schedule
-    mesh: MeshSettings = field(default_factory=MeshSettings)  # devices
+    mesh: MeshSettings = field(default_factory=MeshSettings)  # devices along each axis
 
     def check(self) -> None:
         """Raises a UserError for the first field that cannot be what it is, before anything is read."""

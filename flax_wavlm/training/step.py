@@ -60,9 +60,10 @@ def make_train_step(
     ) -> tuple[Array, Array]:
         model = merge(graphdef, combine(params, frozen))
         if "features" in batch:
-            outputs, frame_lengths = model.from_features(batch["features"], batch["lengths"], key=key)
+            result = model.from_features(batch["features"], batch["lengths"], key=key)
         else:
-            outputs, frame_lengths = model(input_values(batch), batch["lengths"], key=key)
+            result = model(input_values(batch), batch["lengths"], key=key)
+        outputs, frame_lengths = result[:2]
         total, infeasible = loss(outputs, frame_lengths, batch)
         return total * scale, infeasible
 
@@ -84,7 +85,8 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> TrainState:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         compute = gradient if accumulation == 1 else accumulated
-        scale = loss.scale(jnp.sum(batch["valid"]))
+        clips = jnp.sum(batch["valid"])
+        scale = loss.scale(clips)
         found, grads = compute(state.params, state.frozen, batch, key, scale)
         batch_loss = BatchLoss(*found)
         with jax.named_scope("optimizer"):
@@ -98,7 +100,7 @@ def make_train_step(
             params=params,
             frozen=state.frozen,
             opt_state=opt_state,
-            totals=_if(finite, _added(state.totals, batch, batch_loss, norm), state.totals),
+            totals=_if(finite, _added(state.totals, batch, clips, batch_loss, norm), state.totals),
             skipped=_if(finite, state.skipped, _noted(state)),
         )
 
@@ -110,14 +112,16 @@ def _if(condition: Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
 
 
-def _added(totals: dict[str, Array], batch: Batch, loss: BatchLoss, norm: Array) -> dict[str, Array]:
+def _added(
+    totals: dict[str, Array], batch: Batch, clips: Array, loss: BatchLoss, norm: Array
+) -> dict[str, Array]:
     """The run's totals with this batch's."""
     new: dict[str, Any] = {
         "steps": 1,
         "loss": loss.total,
         "grad_norm": norm,
         "samples": jnp.sum(jnp.where(batch["valid"], batch["lengths"], 0)),
-        "clips": jnp.sum(batch["valid"]),
+        "clips": clips,
         "infeasible": loss.infeasible,
     }
     return {name: totals[name] + new[name] for name in TOTALS}

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
-from flax_wavlm.errors import MOST_ITEMS, UserError, cannot_write
+from flax_wavlm.errors import MOST_ITEMS, UserError, cannot_write, reason
 from flax_wavlm.files import write_atomically
 from flax_wavlm.training.config import TrainConfig, flatten, read_saved
 
@@ -77,7 +77,7 @@ def _locked(workdir: Path) -> Iterator[None]:
                 do="wait for its end, or give another workdir",
             ) from None
         except OSError as error:  # network disks without locks
-            log.warning("%s: cannot be locked (%s); see that no second run uses it", workdir, error.strerror)
+            log.warning("%s: cannot be locked (%s); see that no second run uses it", workdir, reason(error))
         file.truncate(0)
         file.write(f"process {os.getpid()} of {os.uname().nodename}\n")
         file.flush()
