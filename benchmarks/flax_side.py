@@ -15,6 +15,7 @@ from workload import BLANK, LEARNING_RATE
 from flax_wavlm.models.parameters import partition, split
 from flax_wavlm.parallel import sharding
 from flax_wavlm.porting.load import load_model
+from flax_wavlm.recognition.ctc_task import loss_of_ctc
 from flax_wavlm.training.optimizer import adamw, linear_schedule
 from flax_wavlm.training.state import init_state
 from flax_wavlm.training.step import jit_encode, jit_train_step, make_train_step, with_features
@@ -40,7 +41,7 @@ class FlaxTraining:
         )
         init = jax.jit(lambda *p: init_state(*p, optimizer), out_shardings=where)
         self.state = init(trained, frozen)
-        step = make_train_step(graphdef, optimizer, blank_id=BLANK, reduction="mean", seed=0)
+        step = make_train_step(graphdef, optimizer, loss_of_ctc(BLANK), seed=0)
         self.jitted = jit_train_step(step, mesh, self.state)
         self.encode = jit_encode(model.config, mesh)
         self.mesh = mesh

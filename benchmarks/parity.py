@@ -59,6 +59,7 @@ class FlaxSide:
         from flax_wavlm.parallel import sharding
         from flax_wavlm.porting.load import load_model
         from flax_wavlm.porting.save import hf_tensors
+        from flax_wavlm.recognition.ctc_task import loss_of_ctc
         from flax_wavlm.training.state import init_state
         from flax_wavlm.training.step import jit_train_step, make_train_step
 
@@ -74,7 +75,7 @@ class FlaxSide:
             params, batch["samples"], batch["lengths"]
         )
         state = init_state(*partition(params, freeze_feature_encoder=True), keep)
-        step = make_train_step(graphdef, keep, blank_id=workload.BLANK, reduction="mean", seed=0)
+        step = make_train_step(graphdef, keep, loss_of_ctc(workload.BLANK), seed=0)
         state = jit_train_step(step, mesh, state)(state, batch)
         tensors = hf_tensors(model.config, combine(state.opt_state, state.frozen))
         gradients = {name: value for name, value in tensors.items() if "feature_extractor" not in name}

@@ -78,6 +78,7 @@ class Compilation:
         from flax_wavlm.models.heads import structure
         from flax_wavlm.models.parameters import partition
         from flax_wavlm.parallel import sharding
+        from flax_wavlm.recognition.ctc_task import loss_of_ctc
         from flax_wavlm.training.optimizer import adamw, linear_schedule
         from flax_wavlm.training.state import init_state
         from flax_wavlm.training.step import jit_encode, jit_train_step, make_train_step, with_features
@@ -88,7 +89,7 @@ class Compilation:
         trained, frozen = partition(shapes, freeze_feature_encoder=True)
         optimizer = adamw(linear_schedule(1e-4, 0, 100_000), weight_decay=0.005, clip_norm=1.0)
         state = jax.eval_shape(lambda *p: init_state(*p, optimizer), trained, frozen)
-        step = make_train_step(graphdef, optimizer, blank_id=0, reduction="mean", seed=0)
+        step = make_train_step(graphdef, optimizer, loss_of_ctc(0), seed=0)
         batch = workload.make_batch(clips, seconds)
         mesh = sharding.make_mesh()
         encode = jit_encode(config, mesh)

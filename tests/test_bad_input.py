@@ -1132,21 +1132,19 @@ CONFIGS = [
     Case(
         "a field that a recipe misspells",
         run(optim__lr=3),
-        error=r"--config\.optim\.lr: there is no such field",
+        error=r"optim\.lr: there is no such field",
     ),
     Case(
         "a string for a number",
         run(train__batch_size="8"),
-        error=r"--config\.train\.batch_size is '8', expected int",
+        error=r"train\.batch_size is '8', expected int",
     ),
     Case(
         "a negative batch",
         run(train__batch_size=-8),
-        error=r"--config\.train\.batch_size is -8, expected 1 or more",
+        error=r"train\.batch_size is -8, expected 1 or more",
     ),
-    Case(
-        "a seed of 30 digits", run(seed=10**30), error=r"--config\.seed is 10+, expected a number below 2\^31"
-    ),
+    Case("a seed of 30 digits", run(seed=10**30), error=r"seed is 10+, expected a number below 2\^31"),
     Case(
         "a batch that the devices cannot share",
         run(train__batch_size=2 * jax.device_count() + 1, train__accumulation=2),
@@ -1165,16 +1163,14 @@ CONFIGS = [
     Case(
         "a warm-up longer than the run",
         run(train__steps=5, optim__warmup_steps=6),
-        error=r"--config\.optim\.warmup_steps is 6, expected fewer than the 5 steps",
+        error=r"optim\.warmup_steps is 6, expected fewer than the 5 steps",
     ),
     Case(
         "a learning rate of NaN",
         run(optim__learning_rate=float("nan")),
-        error=r"--config\.optim\.learning_rate is nan, expected a finite number",
+        error=r"optim\.learning_rate is nan, expected a finite number",
     ),
-    Case(
-        "no steps and no epochs", run(train__steps=0), error=r"--config\.train\.steps is 0, expected above 0"
-    ),
+    Case("no steps and no epochs", run(train__steps=0), error=r"train\.steps is 0, expected above 0"),
     Case(
         "a dropout of 7",
         run(model__overrides__hidden_dropout=7.0),
@@ -1188,7 +1184,7 @@ CONFIGS = [
     Case(
         "a misspelt corpus in a recipe",
         run(data__corpus="manifst"),
-        error=r"--config\.data\.corpus is 'manifst', .*did you mean 'manifest'",
+        error=r"data\.corpus is 'manifst', .*did you mean 'manifest'",
     ),
     Case(
         "a workdir that is a file",
@@ -1198,7 +1194,7 @@ CONFIGS = [
     Case(
         "a workdir without permission",
         run(workdir=lambda folder: (folder / "locked").mkdir(0o500) or str(folder / "locked" / "run")),
-        error=r"run: cannot be written: Permission denied",
+        error=r"run: cannot be written \(Permission denied\)",
     ),
     Case(
         "every clip too long",
@@ -1275,6 +1271,8 @@ def test_bad_input(
             "mesh.",
             "train",
             "config:",
+            "optim.",
+            "seed",
             "plit",
             "nobody/",
             "~no",

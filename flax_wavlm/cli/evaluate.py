@@ -52,7 +52,7 @@ def _run(parsed: Parsed) -> None:
     result = recogniser.evaluate(utterances, unusable, name=values.split, batch_size=values.batch_size)
     if values.predictions:
         write_predictions(Path(values.predictions), result.predictions)
-    print(f"{figures_line(result.figures)}  {result.figures['skipped']} skipped")
+    print(f"{figures_line(result.figures, recogniser.task.scoring)}  {result.figures['skipped']} skipped")
 
 
 EVALUATE = Command(

@@ -15,7 +15,7 @@ from flax_wavlm.data.audio import SAMPLE_RATE, read_audio
 from flax_wavlm.data.cache import cached, file_identity
 from flax_wavlm.data.corpora.utterance import Skipped, Utterance
 from flax_wavlm.data.preprocessor import mean_and_scale
-from flax_wavlm.data.tokenizer import CTCTokenizer
+from flax_wavlm.data.targets import Targets
 from flax_wavlm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def min_ctc_frames(labels: np.ndarray) -> int:
 
 def decode_clips(
     utterances: Sequence[Utterance],
-    tokenizer: CTCTokenizer,
+    tokenizer: Targets,
     *,
     frame_count: Callable[[int], int],
     max_seconds: float | None = None,
@@ -102,7 +102,7 @@ def decode_clips(
     return clips, skipped
 
 
-def unlearnable(clip: Clip, tokenizer: CTCTokenizer, frames: int) -> str:
+def unlearnable(clip: Clip, tokenizer: Targets, frames: int) -> str:
     """Why nothing can be learnt from a clip, "kind: details"; "" where something can."""
     needed = min_ctc_frames(clip.labels)
     if needed > frames:
@@ -158,7 +158,7 @@ def decode_audio(
 
 def usable_clips(
     utterances: Sequence[Utterance],
-    tokenizer: CTCTokenizer,
+    tokenizer: Targets,
     *,
     name: str,
     frame_count: Callable[[int], int],

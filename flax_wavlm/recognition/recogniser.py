@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Sequence
@@ -16,22 +15,22 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flax_wavlm.data.audio import FEW, SAMPLE_RATE, read_audio
-from flax_wavlm.data.batches import FILLER, eval_batches
-from flax_wavlm.data.buckets import choose_buckets
+from flax_wavlm.data.batches import FILLER
 from flax_wavlm.data.clips import Clip, describe_skipped, usable_clips
 from flax_wavlm.data.corpora.utterance import Skipped, Utterance
-from flax_wavlm.data.preprocessor import INPUTS, Preprocessor, input_values
+from flax_wavlm.data.preprocessor import INPUTS, Preprocessor
 from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.errors import UserError
 from flax_wavlm.files import exists
 from flax_wavlm.models.config import WavLMConfig
-from flax_wavlm.models.heads import structure
-from flax_wavlm.models.parameters import Params, merge, split
+from flax_wavlm.models.parameters import Params, split
 from flax_wavlm.parallel import sharding
 from flax_wavlm.porting.load import load_model
 from flax_wavlm.porting.pretrained import open_weights
-from flax_wavlm.recognition.decoding import greedy
-from flax_wavlm.recognition.evaluate import Evaluation, evaluate, make_eval_step, prefetch
+from flax_wavlm.recognition.ctc_task import character_ctc
+from flax_wavlm.recognition.evaluate import Evaluation, evaluate, make_eval_step
+from flax_wavlm.recognition.forward import ClipBatches, forward_pass, jit_over_batches, run_over
+from flax_wavlm.recognition.task import Batch, Task
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ class Transcript(NamedTuple):
 class Recogniser:
     """A model with a trained CTC head, and the tokenizer and preprocessor that it was trained with.
 
-    The parameters are whole on every device of the mesh, and batches are split over its devices.
+    Every device of the mesh holds all parameters. Batches are split over the devices.
     """
 
     source: str
@@ -64,34 +63,39 @@ class Recogniser:
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, dtype: str = "float32") -> Recogniser:
-        """Loads a folder, file or hub id, in any format of `port.open_weights`.
+        """Loads a folder, file or hub id, in any format that `porting.pretrained.open_weights` reads.
 
-        Tokenizer and preprocessor files lie in the folder, or beside the file. `dtype` is that of matrix
-        products: "float32" or "bfloat16".
-
-        Raises UserError where the checkpoint has no CTC head, where a file is missing or damaged, and where
-        head and tokenizer are of different widths.
+        Args:
+            source: tokenizer and preprocessor files lie in the folder, or beside the file.
+            dtype: the type of matrix products, "float32" or "bfloat16".
+        Raises:
+            UserError: the checkpoint has no CTC head, a file is missing or damaged, or head and tokenizer
+                are of different widths.
         """
         checkpoint = open_weights(source)
         if not checkpoint.has_head:
             raise UserError(
-                f"{checkpoint.source}: has no CTC head, expected a checkpoint that gives text. Fine-tune it "
-                "first (scripts/train_flax.py --config.model.checkpoint=...) and give the run's export folder"
+                "has no CTC head",
+                where=checkpoint.source,
+                expected="a checkpoint that gives text",
+                do="fine-tune it first (model.checkpoint of a run), and give the run's export folder",
             )
-        folder = checkpoint.folder
+        folder, width = checkpoint.folder, checkpoint.config.vocab_size
         if not exists(folder / "vocab.json"):
             raise UserError(
-                f"{folder}: has no vocab.json, expected one that says what the "
-                f"{checkpoint.config.vocab_size} outputs of the CTC head mean. Copy the tokenizer's files of "
-                "the fine-tuned model into it"
+                "has no vocab.json",
+                where=folder,
+                expected=f"one that says what the {width} outputs of the CTC head mean",
+                do="copy the tokenizer's files of the fine-tuned model into it",
             )
         tokenizer = CTCTokenizer.from_pretrained(folder)
         preprocessor = Preprocessor.from_pretrained(folder)
-        if tokenizer.size != checkpoint.config.vocab_size:
+        if tokenizer.size != width:
             raise UserError(
-                f"{folder}: the tokenizer has {tokenizer.size} tokens, expected the "
-                f"{checkpoint.config.vocab_size} of the CTC head; restore the tokenizer's files that the "
-                "model was trained with"
+                f"the tokenizer has {tokenizer.size} tokens",
+                where=folder,
+                expected=f"the {width} of the CTC head",
+                do="restore the tokenizer's files that the model was trained with",
             )
         if tokenizer.blank_id != checkpoint.config.pad_token_id:
             log.warning(
@@ -108,6 +112,11 @@ class Recogniser:
         )
         return cls(checkpoint.source, model.config, split(model)[1], tokenizer, preprocessor, mesh)
 
+    @functools.cached_property
+    def task(self) -> Task:
+        """What the model was trained for: character CTC."""
+        return character_ctc(self.tokenizer, reduction=self.config.ctc_loss_reduction)
+
     def transcribe(self, clips: Sequence[np.ndarray], *, batch_size: int = 8) -> list[str]:
         """The greedy text of each clip, as transformers' ASR pipeline gives it for the clip alone.
 
@@ -122,23 +131,13 @@ class Recogniser:
             self._check_length(samples, f"clip {i}")
         if not clips:
             return []
-        unlabelled = [
-            Clip(str(i), samples, labels=np.zeros(0, np.int32), text="", speaker="")
-            for i, samples in enumerate(clips)
-        ]
-        batches = eval_batches(
-            unlabelled,
-            batch_size,
-            choose_buckets([len(samples) for samples in clips], BUCKETS),
-            do_normalize=self.preprocessor.do_normalize,
-        )
-        texts = [""] * len(clips)
+        batches = self._batches([_unlabelled(i, samples) for i, samples in enumerate(clips)], batch_size)
         inputs = ({name: batch[name] for name in (*INPUTS, "clip")} for batch in batches)
-        outputs = (self._greedy(self.params, sharding.put_batch(self.mesh, batch)) for batch in inputs)
-        for labels, rows in map(jax.device_get, prefetch(outputs, 2)):
-            for row, clip in zip(labels, rows, strict=True):
+        texts = [""] * len(clips)
+        for rows, predictions in run_over(self._predict, self.params, inputs, self.mesh):
+            for clip, prediction in zip(rows, predictions, strict=True):
                 if clip != FILLER:
-                    texts[clip] = self.tokenizer.decode(row[row >= 0], collapsed=True)
+                    texts[clip] = self.task.decode(prediction)
         return texts
 
     def transcribe_files(
@@ -146,11 +145,18 @@ class Recogniser:
     ) -> list[Transcript]:
         """`transcribe` for audio files, in their order; one that cannot be used does not lose the others.
 
-        `max_seconds`: a longer file is an error. Memory grows with the square of the longest clip in a batch.
+        Args:
+            files: paths of audio files that libsndfile reads, of any sample rate and channel count.
+            batch_size: as in `transcribe`.
+            max_seconds: a longer file is an error. Memory grows with the square of the longest clip in a
+                batch.
+        Raises:
+            UserError: `batch_size` or `max_seconds` cannot be used. An error of one file is in its
+                transcript.
         """
         sharding.check_batch_size("batch_size", batch_size, self.mesh)  # before much is read
         if not max_seconds > 0:  # or NaN, which no clip would be longer than
-            raise UserError(f"max_seconds is {max_seconds}, expected above 0")
+            raise UserError(field="max_seconds", found=max_seconds, expected="above 0")
 
         def read(file: Path) -> np.ndarray | UserError:
             try:
@@ -160,8 +166,10 @@ class Recogniser:
                 return error
             if len(samples) > max_seconds * SAMPLE_RATE:
                 return UserError(
-                    f"{file}: {len(samples) / SAMPLE_RATE:.1f} s, expected at most {max_seconds:g} s. Cut it "
-                    "up at pauses, or raise --max_seconds (and lower --batch_size if memory runs out)"
+                    f"{len(samples) / SAMPLE_RATE:.1f} s",
+                    where=file,
+                    expected=f"at most {max_seconds:g} s",
+                    do="cut it up at pauses, or raise max_seconds (and lower batch_size if memory runs out)",
                 )
             return samples
 
@@ -183,7 +191,7 @@ class Recogniser:
         name: str,
         batch_size: int = 8,
     ) -> Evaluation:
-        """Loss and error rates over a corpus's split, which `corpora.load_corpus` gave.
+        """Loss and error rates over a corpus's split, which `load_corpus` gave.
 
         Args:
             utterances: each is used, or else counted and named in the log.
@@ -205,38 +213,33 @@ class Recogniser:
             frame_count=self.config.frame_count,
             drop_infeasible=False,  # their text counts; the loss masks them
         )
-        eval_step = make_eval_step(
-            self.config,
-            self.mesh,
-            blank_id=self.tokenizer.blank_id,
-            reduction=self.config.ctc_loss_reduction,
-        )
-        buckets = choose_buckets([len(clip.samples) for clip in clips], BUCKETS)
-        batches = eval_batches(clips, batch_size, buckets, do_normalize=self.preprocessor.do_normalize)
-        result = evaluate(eval_step, self.params, batches, clips, self.tokenizer, self.mesh)
+        eval_step = make_eval_step(self.task, self.config, self.mesh)
+        batches = self._batches(clips, batch_size)
+        result = evaluate(self.task, eval_step, self.params, batches, self.mesh)
         return result._replace(figures={**result.figures, "skipped": len(unusable) + len(skipped)})
+
+    def _batches(self, clips: Sequence[Clip], batch_size: int) -> ClipBatches:
+        return ClipBatches(clips, batch_size, BUCKETS, do_normalize=self.preprocessor.do_normalize)
 
     def _check_length(self, samples: np.ndarray, name: str) -> None:
         if len(samples) < self.config.min_samples:
             raise UserError(
-                f"{name}: {len(samples)} samples at 16 kHz, expected at least {self.config.min_samples}, one "
-                "frame of the model; leave it out"
+                f"{len(samples)} samples at 16 kHz",
+                where=name,
+                expected=f"at least {self.config.min_samples}, one frame of the model",
+                do="leave it out",
             )
 
     @functools.cached_property
-    def _greedy(self) -> Callable[[Params, dict[str, Array]], tuple[Array, Array]]:
-        """The jitted function (params, batch) -> labels [B, T] as `ctc.greedy` gives them, clip [B].
+    def _predict(self) -> Callable[[Params, Batch], tuple[Array, Array]]:
+        """The jitted function (params, batch) -> clip [B], what the task predicts of each [B, ...]."""
+        forward = forward_pass(self.task, self.config)
 
-        GroupNorm runs over each clip's own frames: a base model's text must not depend on the batch.
-        """
-        graphdef, _ = structure(dataclasses.replace(self.config, masked_group_norm=True))
+        def predict(params: Params, batch: Batch) -> tuple[Array, Array]:
+            return batch["clip"], self.task.predict(*forward(params, batch))
 
-        def transcribe(params: Params, batch: dict[str, Array]) -> tuple[Array, Array]:
-            logits, frames = merge(graphdef, params)(input_values(batch), batch["lengths"])
-            return greedy(logits, frames, blank_id=self.tokenizer.blank_id), batch["clip"]
+        return jit_over_batches(predict, self.mesh)
 
-        return jax.jit(
-            transcribe,
-            in_shardings=(None, sharding.batch_sharding(self.mesh)),
-            out_shardings=sharding.replicated(self.mesh),
-        )
+
+def _unlabelled(number: int, samples: np.ndarray) -> Clip:
+    return Clip(str(number), samples, labels=np.zeros(0, np.int32), text="", speaker="")

@@ -1,8 +1,8 @@
 """Checkpoints of a run, by orbax: the model, the training state, the data's position, the configuration.
 
-Written asynchronously, each whole or absent. Kept: the latest two, and the best by word error rate. Every
-checkpoint holds a checksum of each of its arrays, taken on the device before it is written: what a disk did
-to it afterwards is noticed before it is used.
+They are written in the background, each whole or absent. The latest two are kept, and the best by the task's
+score. Every checkpoint holds a checksum of each of its arrays, taken on the device before it is written. So
+damage on the disk is noticed before a checkpoint is used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import args as ocp_args
 
-from flax_wavlm.errors import UserError
+from flax_wavlm.errors import UserError, reason, some
 from flax_wavlm.models.parameters import Params, combine, partition
 from flax_wavlm.training.integrity import altered_arrays, checksums, sealed, unsealed
 from flax_wavlm.training.state import TrainState
@@ -32,9 +32,11 @@ ASIDE = "damaged"  # folder beside `checkpoints` for those that could not be rea
 
 
 class Restored(NamedTuple):
+    """What a run goes on from."""
+
     step: int
     state: TrainState
-    position: dict[str, Any]
+    position: dict[str, Any]  # as `Checkpoints.save` was given it
 
 
 class Checkpoints:
@@ -42,18 +44,22 @@ class Checkpoints:
 
     Args:
         folder: made if need be.
-        scores: word error rates of the steps evaluated so far; the caller adds to it as it evaluates. The
-            checkpoint of the lowest is kept.
+        scores: the task's score of the steps evaluated so far; the caller adds to it as it evaluates. The
+            checkpoint of the best score is kept.
+        highest: the highest score is the best; by default the lowest is.
     Raises:
-        UserError, here and in all methods: the folder cannot be written or read.
+        UserError: here and in all methods, if the folder cannot be written or read.
     """
 
-    def __init__(self, folder: Path, scores: MutableMapping[int, float] | None = None):
-        # orbax warns of much that is meant, and both log the errors that it raises.
+    def __init__(
+        self, folder: Path, scores: MutableMapping[int, float] | None = None, *, highest: bool = False
+    ):
+        # orbax warns about much that is intended. Both loggers repeat the errors that it raises.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self.folder = folder.absolute()
         self.scores = {} if scores is None else scores
+        self.highest = highest
         self._open()
 
     def _open(self) -> None:
@@ -68,21 +74,24 @@ class Checkpoints:
             self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def steps(self) -> list[int]:
+        """The steps of all checkpoints, ascending."""
         return sorted(self.manager.all_steps())
 
     def latest_step(self) -> int | None:
+        """The newest checkpoint's step; None where there is no checkpoint."""
         return max(self.steps(), default=None)
 
     def best_step(self) -> int | None:
-        """Of the steps that were evaluated and are here the one with the lowest word error rate.
+        """The best step that was evaluated and has a checkpoint; None before any evaluation.
 
-        The earliest of equals, as `report.best_row` has it; None before any evaluation.
+        Of equals it is the earliest, as in `Scoring.best`.
         """
         return self.best_of(self.steps())
 
     def best_of(self, steps: Sequence[int]) -> int | None:
         """`best_step` among these steps."""
-        scored = [(self.scores[step], step) for step in steps if step in self.scores]
+        sign = -1 if self.highest else 1
+        scored = [(sign * self.scores[step], step) for step in steps if step in self.scores]
         return min(scored)[1] if scored else None
 
     def resolve(self, step: str) -> int:
@@ -93,15 +102,22 @@ class Checkpoints:
         )
         if found is None or found not in steps:
             raise UserError(
-                f"{self.folder}: there is no checkpoint {step!r}; there are "
-                f"{', '.join(map(str, steps)) or 'none'}. Expected best, latest or one of these"
+                f"there is no checkpoint {step!r}; there are {some(steps) or 'none'}",
+                where=self.folder,
+                expected="best, latest or one of these",
             )
         return found
 
     def save(self, state: TrainState, *, position: dict[str, Any], config: dict[str, Any]) -> None:
         """Saves the state as its step's checkpoint, in the background.
 
-        `position` is the data iterator's state. A failure shows here or at the next call that waits.
+        Args:
+            state: its buffers may be given up right after the call.
+            position: the data iterator's state.
+            config: of the run, for people.
+        Raises:
+            UserError: this checkpoint, or the one before, could not be written. A failure shows here or at
+                the next call that waits.
         """
         step = int(state.step)
         trees = {"model": combine(state.params, state.frozen), "training": _training(state)}
@@ -142,8 +158,9 @@ class Checkpoints:
         if damaged:
             found = "; ".join(f"{step}: {problem}" for step, problem in sorted(damaged.items()))
             raise UserError(
-                f"{self.folder}: none of its checkpoints can be used ({found}). They were left as they are: "
-                "restore them from a copy, or start again in another --workdir"
+                f"none of its checkpoints can be used ({found}). They were left as they are",
+                where=self.folder,
+                do="restore them from a copy, or start again in another workdir",
             )
         return None
 
@@ -152,8 +169,9 @@ class Checkpoints:
         read, problem = self._read(step, {"model": like})
         if read is None:
             raise UserError(
-                f"{self.folder / str(step)}: damaged ({problem}); there are checkpoints "
-                f"{', '.join(map(str, self.steps()))}: give another --step"
+                f"damaged ({problem}); there are checkpoints {some(self.steps())}",
+                where=self.folder / str(step),
+                do="give another step",
             )
         return jax.tree.map(_place, read["model"], like)
 
@@ -163,7 +181,7 @@ class Checkpoints:
             self.manager.wait_until_finished()
 
     def close(self) -> None:
-        """`wait`, and an end."""
+        """Waits until everything is on the disk, and ends the use of the folder."""
         self.wait()
         self.manager.close()
 
@@ -171,27 +189,28 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Closes. After an error too, as what is being written is good; but not with several processes."""
+        """Closes, also after an error, since what is being written is good.
+
+        Not after an error in one of several processes: closing would wait for the others.
+        """
         if kind is None:
             self.close()
         elif jax.process_count() == 1:
             with contextlib.suppress(UserError):
                 self.close()
 
-    # --- Damage ---------------------------------------------------------------------------------------------
-
     def _read(self, step: int, trees: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
-        """The trees' arrays in host memory and the record; None, and what is wrong, where anything is.
+        """The trees' arrays in host memory with the record, and ""; or None, and what is wrong.
 
-        Each process reads by itself: of several that read together, one that fails would leave the others
-        waiting. Then all agree whether each has what was saved.
+        Each process reads by itself. If several read together, one that fails would leave the others
+        waiting. Then all agree on whether each has what was saved.
         """
         found, problem = None, ""
         try:
             found = self._read_alone(step, trees)
             problem = altered_arrays(found, trees)
         except Exception as error:  # orbax, tensorstore and JSON have dozens of types for damage
-            problem = f"{type(error).__name__}: {_first_line(error)}"
+            problem = f"{type(error).__name__}: {reason(error)[:300]}"
         problem = _first_of_all_processes(problem)
         return (None, problem) if problem else (found, "")
 
@@ -219,7 +238,7 @@ class Checkpoints:
         return {**{name: found[name] for name in trees}, "record": unsealed(found["record"])}
 
     def _move_aside(self, steps: Sequence[int]) -> None:
-        """Makes room for the steps to be saved again."""
+        """Moves these steps' checkpoints into a folder of their own: the steps will be saved again."""
         if not steps:
             return
         self.manager.close()
@@ -241,12 +260,13 @@ class Checkpoints:
             yield
         except UserError:
             raise
-        except Exception as error:  # of orbax, tensorstore, jax, the file system
+        except Exception as error:  # from orbax, tensorstore, jax or the file system
             whole = sorted(int(path.name) for path in self.folder.glob("[0-9]*") if path.name.isdigit())
             raise UserError(
-                f"{self.folder}: {what} ({type(error).__name__}: {_first_line(error)}). Complete checkpoints "
-                f"there: {', '.join(map(str, whole)) or 'none'}. See to the disk's space and permissions; "
-                "the same command then resumes"
+                f"{what} ({type(error).__name__}: {reason(error)[:300]}). Complete checkpoints there: "
+                f"{some(whole) or 'none'}",
+                where=self.folder,
+                do="see to the disk's space and permissions; the same command then resumes",
             ) from error
 
 
@@ -263,7 +283,7 @@ class _LatestTwoAndBest:
 
 
 def _writers() -> Any:
-    """orbax's own, but that a small array is not cut into a part for each device to write.
+    """orbax's own writers, except that a small array is not cut into one part for each device to write.
 
     With eight devices the cutting took 2.5 s a checkpoint of a tiny model, once for each of its arrays.
     """
@@ -285,14 +305,11 @@ def _first_of_all_processes(text: str) -> str:
 
 
 def _place(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """The host's array on the devices, as `like` is spread over them."""
     assert like.sharding is not None
     return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else "no details"
-
-
 def _training(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds beside the model."""
     return {name: value for name, value in state._asdict().items() if name not in ("params", "frozen")}

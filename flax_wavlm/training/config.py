@@ -1,79 +1,84 @@
-"""What a run is: every field that a config file in configs/ may set and the command line may override."""
+"""The settings of a run: every field that a recipe in configs/ may set and the command line may override.
 
-# Without `from __future__ import annotations`: ml_collections reads the fields' types at run time.
+Each field stands on one line with its type, its default and a comment: `train_flax.py --help` prints these
+lines. This module imports no jax, so that a wrong flag is refused at once.
+"""
+
+# No `from __future__ import annotations` here: ml_collections reads the fields' types at run time.
 import dataclasses
-import difflib
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
-from flax_wavlm.errors import UserError
+from flax_wavlm.data.corpora.load import CORPORA
+from flax_wavlm.errors import UserError, did_you_mean
+from flax_wavlm.files import read_json_object
 from flax_wavlm.models.config import WavLMConfig
-
-CORPORA = ("timit", "timit_sample", "manifest", "hub", "synthetic")
 
 
 @dataclass
 class Overrides:
-    """Regularisation in place of the checkpoint's; None keeps the checkpoint's."""
+    """Regularisation in place of the checkpoint's. None keeps the checkpoint's own value."""
 
-    hidden_dropout: float | None = None
-    attention_dropout: float | None = None
-    activation_dropout: float | None = None
-    feat_proj_dropout: float | None = None
-    final_dropout: float | None = None
-    layerdrop: float | None = None
-    apply_spec_augment: bool | None = None
-    mask_time_prob: float | None = None
-    mask_time_length: int | None = None
-    mask_time_min_masks: int | None = None
-    mask_feature_prob: float | None = None
-    mask_feature_length: int | None = None
-    mask_feature_min_masks: int | None = None
+    hidden_dropout: float | None = None  # after attention, feed-forward and the encoder's input
+    attention_dropout: float | None = None  # of attention weights
+    activation_dropout: float | None = None  # inside the feed-forward layers
+    feat_proj_dropout: float | None = None  # after the projection of the convolutional features
+    final_dropout: float | None = None  # before the head
+    layerdrop: float | None = None  # probability of leaving out a whole layer
+    apply_spec_augment: bool | None = None  # whether SpecAugment masks anything
+    mask_time_prob: float | None = None  # share of the frames that time masks cover
+    mask_time_length: int | None = None  # frames in a time mask
+    mask_time_min_masks: int | None = None  # time masks that a clip gets at least
+    mask_feature_prob: float | None = None  # share of the features that feature masks cover
+    mask_feature_length: int | None = None  # features in a feature mask
+    mask_feature_min_masks: int | None = None  # feature masks that a clip gets at least
 
 
 @dataclass
 class ModelSettings:
-    """`checkpoint`: folder, file or hub id; empty: random weights of the architecture `config`."""
+    """Which model, and how it is computed."""
 
-    checkpoint: str = ""
-    config: WavLMConfig | None = None
+    checkpoint: str = ""  # pretrained weights: folder, file or hub id; empty: random weights of `config`
+    config: WavLMConfig | None = None  # the architecture where there is no checkpoint; recipes set it
     fresh_head: bool = False  # take neither CTC head nor tokenizer from the checkpoint
     dtype: str = "float32"  # or "bfloat16"; parameters and their updates are float32 in any case
     matmul_precision: str = "highest"  # of float32 products; "default" lets TPUs and GPUs round
-    freeze_feature_encoder: bool = True
+    freeze_feature_encoder: bool = True  # do not train the convolutions
     remat: str = "none"  # "full" or "dots": less memory, more time
     unroll: int = 0  # encoder layers in a round of their loop; 0: all on a GPU, one elsewhere
     attention: str = "auto"  # or "xla", "cudnn", "pallas", which may need attention_dropout = 0 below
-    overrides: Overrides = field(default_factory=Overrides)
+    overrides: Overrides = field(default_factory=Overrides)  # of the checkpoint's regularisation
 
 
 @dataclass
 class SyntheticSettings:
-    """What `data.corpus = "synthetic"` speaks into `data.path`, once."""
+    """The corpus that `data.corpus = "synthetic"` makes in `data.path`, once."""
 
-    train_clips: int = 600
-    test_clips: int = 100
-    seed: int = 0
+    train_clips: int = 600  # clips to train on
+    test_clips: int = 100  # clips to evaluate on
+    seed: int = 0  # of sentences and voices
 
 
 @dataclass
 class DataSettings:
-    """Where the speech is. `path`: a folder, or the id of a data set on the hub."""
+    """Where the speech is, and how batches are made of it."""
 
-    corpus: str = ""
-    path: str = ""
-    train_max_seconds: float = 0.0  # use training clips shorter than this only; 0: all
-    held_out_speakers: tuple[str, ...] = ()  # timit_sample: the test split
-    audio_column: str = "audio"  # hub
-    text_column: str = "text"
-    hub_config: str = ""
+    corpus: str = ""  # timit, timit_sample, manifest, hub or synthetic
+    path: str = ""  # a folder, or the id of a data set on the hub
+    train_max_seconds: float = 0.0  # use only training clips shorter than this; 0: all
+    held_out_speakers: tuple[str, ...] = ()  # timit_sample: the speakers of the test split
+    audio_column: str = "audio"  # hub: the column of the audio
+    text_column: str = "text"  # hub: the column of the text
+    hub_config: str = ""  # hub: the data set's configuration
     tokenizer: str = ""  # folder or hub id; empty: the checkpoint's, else one from the corpus's text
-    synthetic: SyntheticSettings = field(default_factory=SyntheticSettings)
+    synthetic: SyntheticSettings = field(default_factory=SyntheticSettings)  # the corpus "synthetic"
     buckets: int = 6  # padded lengths that training batches may have; each compiles once
-    threads: int = 2  # that make batches
+    threads: int = 2  # threads that make batches
     prefetch: int = 8  # batches made ahead
     cache: str = ""  # folder for decoded audio; empty: cache/ beside the workdir; "none": decode every time
     cache_features: bool = False  # also keep there what the frozen feature encoder makes of training clips
@@ -81,112 +86,74 @@ class DataSettings:
 
 @dataclass
 class LoopSettings:
-    """The run has `steps`, or where that is 0 `epochs`. A checkpoint is saved at every evaluation."""
+    """How long to train, and when to log, evaluate and save."""
 
-    batch_size: int = 32
-    accumulation: int = 1  # parts that a batch is worked through in
-    steps: int = 0
-    epochs: int = 0
-    eval_batch_size: int = 8
-    eval_every: int = 500
-    log_every: int = 50
-    save_every: int = 0  # further checkpoints between evaluations; 0: none
+    batch_size: int = 32  # clips in a step, over all devices
+    accumulation: int = 1  # equal parts that a batch is worked through in
+    steps: int = 0  # length of the run; 0: `epochs` says it
+    epochs: int = 0  # length of the run where `steps` is 0
+    eval_batch_size: int = 8  # clips at a time in an evaluation, over all devices
+    eval_every: int = 500  # steps between evaluations; a checkpoint is saved at each
+    log_every: int = 50  # steps between log lines
+    save_every: int = 0  # steps between further checkpoints; 0: only at evaluations
     ctc_loss_reduction: str = "mean"  # "mean" or "sum", as torch.nn.functional.ctc_loss's
-    skip_nonfinite: int = 0  # updates that may be left out because loss or gradient is not finite
+    skip_nonfinite: int = 0  # steps that may be skipped because loss or gradient is not finite
 
 
 @dataclass
 class OptimSettings:
-    """AdamW; the learning rate rises linearly from 0 and falls linearly to 0."""
+    """AdamW. The learning rate rises linearly from 0, then falls linearly to 0."""
 
-    learning_rate: float = 1e-4
-    warmup_steps: int = 1000
-    weight_decay: float = 0.005
-    clip_norm: float = 1.0  # 0: no clipping
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
+    learning_rate: float = 1e-4  # at its peak
+    warmup_steps: int = 1000  # steps until the peak
+    weight_decay: float = 0.005  # not applied to biases and the scales of norms
+    clip_norm: float = 1.0  # largest norm of a gradient; 0: no clipping
+    beta1: float = 0.9  # decay of the first moment
+    beta2: float = 0.999  # decay of the second moment
+    eps: float = 1e-8  # added to the root of the second moment
 
 
 @dataclass
 class MeshSettings:
-    """Devices along each axis: -1 for `data` takes what `fsdp` leaves."""
+    """Devices along each axis of the mesh."""
 
-    data: int = -1
-    fsdp: int = 1
+    data: int = -1  # devices that split batches; -1: all that `fsdp` leaves
+    fsdp: int = 1  # devices that split parameters and optimizer state as well
 
 
 @dataclass
 class TrainConfig:
-    """A run. `name` is for people and for the default workdir."""
+    """A run."""
 
-    name: str = ""
-    seed: int = 42
-    workdir: str = ""
-    model: ModelSettings = field(default_factory=ModelSettings)
-    data: DataSettings = field(default_factory=DataSettings)
-    train: LoopSettings = field(default_factory=LoopSettings)
-    optim: OptimSettings = field(default_factory=OptimSettings)
-    mesh: MeshSettings = field(default_factory=MeshSettings)
+    name: str = ""  # for people, and for the default workdir
+    seed: int = 42  # of the order of clips, dropout, masks and new weights
+    workdir: str = ""  # folder of the run
+    model: ModelSettings = field(default_factory=ModelSettings)  # which model, and how it is computed
+    data: DataSettings = field(default_factory=DataSettings)  # where the speech is
+    train: LoopSettings = field(default_factory=LoopSettings)  # how long, and when to evaluate
+    optim: OptimSettings = field(default_factory=OptimSettings)  # AdamW and its schedule
+    mesh: MeshSettings = field(default_factory=MeshSettings)  # devices along each axis
 
     def check(self) -> None:
         """Raises a UserError for the first field that cannot be what it is, before anything is read."""
-
-        def require(holds: bool, name: str, expected: str) -> None:
-            if not holds:
-                raise UserError(f"--config.{name} is {repr(lookup(self, name))[:200]}, expected {expected}")
-
         _check_types(self)
         for name, value in flatten(self).items():
             if isinstance(value, float):
-                require(math.isfinite(value), name, "a finite number")
+                _require(math.isfinite(value), name, value, "a finite number")
             elif isinstance(value, int):
-                require(abs(value) < 2**31, name, "a number below 2^31")
-        near = difflib.get_close_matches(self.data.corpus, CORPORA, n=1)
-        require(
-            self.data.corpus in CORPORA,
-            "data.corpus",
-            f"one of {', '.join(CORPORA)}" + (f"; did you mean {near[0]!r}?" if near else ""),
-        )
-        require(bool(self.workdir), "workdir", "a folder to write to (--workdir)")
-        require(self.seed >= 0, "seed", "0 or more")
-        require(
-            bool(self.model.checkpoint) or self.model.config is not None,
-            "model.checkpoint",
-            "a checkpoint, or else a model.config and no checkpoint",
-        )
-        for name in ("batch_size", "eval_batch_size", "accumulation", "eval_every", "log_every"):
-            require(getattr(self.train, name) >= 1, f"train.{name}", "1 or more")
-        require(self.train.steps >= 0, "train.steps", "0 or more")
-        for name in ("save_every", "skip_nonfinite"):
-            require(getattr(self.train, name) >= 0, f"train.{name}", "0 or more")
-        require(
-            self.train.steps > 0 or self.train.epochs > 0,
-            "train.steps",
-            f"above 0, or else train.epochs above 0, which is {self.train.epochs}",
-        )
-        require(
-            self.train.ctc_loss_reduction in ("mean", "sum"), "train.ctc_loss_reduction", "'mean' or 'sum'"
-        )
-        for name in ("buckets", "threads", "prefetch"):
-            require(getattr(self.data, name) >= 1, f"data.{name}", "1 or more")
-        require(
+                _require(abs(value) < 2**31, name, value, "a number below 2^31")
+        _require(bool(self.workdir), "workdir", self.workdir, "a folder to write to")
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        _check_model(self.model)
+        _check_data(self.data)
+        _check_loop(self.train)
+        _check_optim(self.optim)
+        _require(
             self.model.freeze_feature_encoder or not self.data.cache_features,
             "data.cache_features",
+            self.data.cache_features,
             "False where model.freeze_feature_encoder is: an encoder that is trained changes with every step",
         )
-        require(
-            self.data.cache != "none" or not self.data.cache_features,
-            "data.cache",
-            "a folder, or nothing for the default one, where data.cache_features is True",
-        )
-        require(self.data.train_max_seconds >= 0, "data.train_max_seconds", "0 (no limit) or more")
-        require(self.optim.learning_rate > 0, "optim.learning_rate", "above 0")
-        for name in ("warmup_steps", "weight_decay", "clip_norm"):
-            require(getattr(self.optim, name) >= 0, f"optim.{name}", "0 or more")
-        for name in ("beta1", "beta2"):
-            require(0 <= getattr(self.optim, name) < 1, f"optim.{name}", "at least 0 and below 1")
-        require(self.optim.eps > 0, "optim.eps", "above 0")
 
     def model_overrides(self) -> dict[str, Any]:
         """The fields of WavLMConfig that this run sets."""
@@ -201,27 +168,134 @@ class TrainConfig:
         return Path(self.data.cache) if self.data.cache else Path(self.workdir).parent / "cache"
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested, for config.json."""
+        """The nested mapping that config.json holds."""
         return dataclasses.asdict(self)
 
 
+# --- Checks -------------------------------------------------------------------------------------------------
+
+
+def _require(holds: bool, name: str, found: Any, expected: str, do: str = "") -> None:
+    if not holds:
+        raise UserError(field=name, found=found, expected=expected, do=do)
+
+
+def _check_model(model: ModelSettings) -> None:
+    _require(
+        bool(model.checkpoint) or model.config is not None,
+        "model.checkpoint",
+        model.checkpoint,
+        "a checkpoint, or else a model.config and no checkpoint",
+    )
+
+
+def _check_data(data: DataSettings) -> None:
+    _require(
+        data.corpus in CORPORA,
+        "data.corpus",
+        data.corpus,
+        f"one of {', '.join(CORPORA)}",
+        did_you_mean(data.corpus, CORPORA),
+    )
+    for name in ("buckets", "threads", "prefetch"):
+        _at_least(1, data, f"data.{name}")
+    _at_least(0, data, "data.train_max_seconds", "0 (no limit) or more")
+    _require(
+        data.cache != "none" or not data.cache_features,
+        "data.cache",
+        data.cache,
+        "a folder, or nothing for the default one, where data.cache_features is True",
+    )
+
+
+def _check_loop(train: LoopSettings) -> None:
+    for name in ("batch_size", "eval_batch_size", "accumulation", "eval_every", "log_every"):
+        _at_least(1, train, f"train.{name}")
+    for name in ("steps", "save_every", "skip_nonfinite"):
+        _at_least(0, train, f"train.{name}")
+    _require(
+        train.steps > 0 or train.epochs > 0,
+        "train.steps",
+        train.steps,
+        f"above 0, or else train.epochs above 0, which is {train.epochs}",
+    )
+    reduction = train.ctc_loss_reduction
+    _require(reduction in ("mean", "sum"), "train.ctc_loss_reduction", reduction, "'mean' or 'sum'")
+
+
+def _check_optim(optim: OptimSettings) -> None:
+    for name in ("learning_rate", "eps"):
+        value = getattr(optim, name)
+        _require(value > 0, f"optim.{name}", value, "above 0")
+    for name in ("warmup_steps", "weight_decay", "clip_norm"):
+        _at_least(0, optim, f"optim.{name}")
+    for name in ("beta1", "beta2"):
+        value = getattr(optim, name)
+        _require(0 <= value < 1, f"optim.{name}", value, "at least 0 and below 1")
+
+
+def _at_least(least: int, group: Any, name: str, expected: str = "") -> None:
+    value = getattr(group, name.rpartition(".")[2])
+    _require(value >= least, name, value, expected or f"{least} or more")
+
+
 def _check_types(config: Any, prefix: str = "") -> None:
-    """UserError for a field that there is not, or a value of another type: a config file can set anything."""
+    """UserError for a field that does not exist, or a value of another type: a recipe can set anything."""
     names = [part.name for part in dataclasses.fields(config)]
     for name in vars(config):
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
-            raise UserError(f"--config.{prefix}{name}: there is no such field{hint}")
+            near = did_you_mean(f"{prefix}{name}", [f"{prefix}{known}" for known in names], cutoff=0.5)
+            raise UserError(f"{prefix}{name}: there is no such field", field=f"{prefix}{name}", do=near)
     for part in dataclasses.fields(config):
         name, value, wanted = f"{prefix}{part.name}", getattr(config, part.name), part.type
         allowed = get_args(wanted) if isinstance(wanted, UnionType) else (wanted,)
         classes = [get_origin(kind) or kind for kind in allowed]
         if type(value) not in classes and not (type(value) is int and float in classes):  # a bool is no int
-            spelled = wanted.__name__ if isinstance(wanted, type) else wanted
-            raise UserError(f"--config.{name} is {repr(value)[:200]}, expected {spelled}")
+            spelled = wanted.__name__ if isinstance(wanted, type) else str(wanted)
+            raise UserError(field=name, found=value, expected=spelled)
         if dataclasses.is_dataclass(value) and not isinstance(value, WavLMConfig):  # that checks itself
             _check_types(value, f"{name}.")
+
+
+# --- config.json of a run -----------------------------------------------------------------------------------
+
+# Later versions add fields. A config.json that lacks a field was written before the field existed. The field
+# then stands for what was computed at that time: the value here, by the field's dotted name, or else the
+# dataclass's default. Whoever adds a field whose default changes what is computed adds the old value here.
+WHEN_ABSENT: dict[str, Any] = {}
+
+
+def read_saved(path: Path) -> dict[str, Any]:
+    """A run's config.json, complete: fields that it lacks have the values of `WHEN_ABSENT`.
+
+    Raises UserError where the file cannot be read, or a group of fields in it is not an object.
+    """
+    return _completed(TrainConfig(), read_json_object(path, "a run's configuration"), path)
+
+
+def _completed(default: Any, saved: Mapping[str, Any], path: Path, prefix: str = "") -> dict[str, Any]:
+    """The saved group of fields, with those that it lacks. `default` is a dataclass of the same fields."""
+    complete = dict(saved)
+    for part in dataclasses.fields(default):
+        name, value = f"{prefix}{part.name}", getattr(default, part.name)
+        group = WavLMConfig() if name == "model.config" and saved.get(part.name) is not None else value
+        if dataclasses.is_dataclass(group):
+            inner = saved.get(part.name, {})
+            if not isinstance(inner, dict):
+                raise UserError(
+                    where=path,
+                    field=name,
+                    found=inner,
+                    expected="an object",
+                    do="start the run's command again to have the file restored, or restore it from a copy",
+                )
+            complete[part.name] = _completed(group, inner, path, f"{name}.")
+        elif part.name not in saved:
+            complete[part.name] = WHEN_ABSENT.get(name, json.loads(json.dumps(value)))
+    return complete
+
+
+# --- Fields by their dotted names ---------------------------------------------------------------------------
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

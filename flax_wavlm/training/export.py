@@ -7,18 +7,21 @@ from pathlib import Path
 import jax
 
 from flax_wavlm.errors import UserError
-from flax_wavlm.files import is_folder, read_json_object, write_atomically, writing
+from flax_wavlm.files import is_folder, write_atomically, writing
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.heads import structure
 from flax_wavlm.models.parameters import merge
 from flax_wavlm.parallel import sharding
 from flax_wavlm.porting.save import copy_side_files, save_model
+from flax_wavlm.recognition.ctc_task import CTC_SCORING
+from flax_wavlm.recognition.task import Scoring
 from flax_wavlm.training.checkpoints import Checkpoints
-from flax_wavlm.training.report.metrics import evaluations, read_metrics
+from flax_wavlm.training.config import read_saved
+from flax_wavlm.training.report.metrics import read_metrics
 from flax_wavlm.training.report.model_card import model_card
 
 
-def export_run(workdir: Path, output: Path, step: str = "best") -> int:
+def export_run(workdir: Path, output: Path, step: str = "best", *, scoring: Scoring = CTC_SCORING) -> int:
     """Writes a run's checkpoint as a Hugging Face folder; returns its step.
 
     The folder holds config.json, model.safetensors, the tokenizer's and the preprocessor's files, and a
@@ -27,24 +30,17 @@ def export_run(workdir: Path, output: Path, step: str = "best") -> int:
     Args:
         workdir: the run's folder.
         output: the folder to write; made if need be.
-        step: "best" (lowest word error rate), "latest", or a checkpoint's number.
+        step: "best" (by the score that `scoring` names), "latest", or a checkpoint's number.
+        scoring: of the run's task.
     Raises:
-        UserError: there is no such run or checkpoint.
+        UserError: there is no such run or checkpoint, or the folder cannot be written.
     """
     if not is_folder(workdir / "checkpoints"):
-        raise UserError(f"{workdir}: has no checkpoints/, so it is not the workdir of a run")
-    run = read_json_object(workdir / "config.json", "a run's configuration")
-    try:
-        run_name, base_model, dataset = run["name"], run["model"]["checkpoint"], run["data"]["corpus"]
-    except (KeyError, TypeError):
-        raise UserError(
-            f"{workdir / 'config.json'}: lacks name, model.checkpoint or data.corpus; expected the "
-            "configuration that the run wrote. Start the run's command again to have it restored"
-        ) from None
+        raise UserError("has no checkpoints/, so it is not the workdir of a run", where=workdir)
+    run = read_saved(workdir / "config.json")
     config = WavLMConfig.from_hf(workdir / "processor" / "config.json")
     rows = read_metrics(workdir / "metrics.jsonl")
-    scores = {row["step"]: row["wer"] for row in evaluations(rows)}
-    checkpoints = Checkpoints(workdir / "checkpoints", scores)
+    checkpoints = Checkpoints(workdir / "checkpoints", scoring.by_step(rows), highest=scoring.highest)
     try:
         number = checkpoints.resolve(step)
         graphdef, shapes = structure(config)
@@ -58,12 +54,13 @@ def export_run(workdir: Path, output: Path, step: str = "best") -> int:
     save_model(merge(graphdef, params), output)
     if jax.process_index() == 0:
         card = model_card(
-            name=output.name if output.name != "export" else run_name or workdir.name,
-            base_model=base_model or None,
-            dataset=dataset,
-            dataset_id=dataset,
+            name=output.name if output.name != "export" else run["name"] or workdir.name,
+            base_model=run["model"]["checkpoint"] or None,
+            dataset=run["data"]["corpus"],
+            dataset_id=run["data"]["corpus"],
             config=run,
             rows=rows,
+            scoring=scoring,
         )
         with writing(output):
             copy_side_files(workdir / "processor", output)

@@ -1,7 +1,7 @@
 """The frozen feature encoder's output, computed once for every training clip and kept on the disk.
 
-SpecAugment and every dropout come after the feature encoder: while it is frozen, a clip has the same features
-in every epoch. At the released sizes they are 51 kB a second of audio in bfloat16.
+SpecAugment and every dropout come after the feature encoder. So while it is frozen, a clip has the same
+features in every epoch. At the released sizes they take 51 kB a second of audio in bfloat16.
 """
 
 from __future__ import annotations
@@ -35,28 +35,38 @@ def cached_features(
     mesh: Mesh,
     folder: Path,
 ) -> list[np.ndarray]:
-    """The feature encoder's frames for each of `batches.clips`, [T, C] in the model's dtype, memory-mapped.
+    """The features of each of `batches.clips`, [T, C] in the model's dtype, memory-mapped.
 
     XLA sums in an order that depends on the shapes that it compiles for. So each clip goes through the
-    program that would encode it in training, in the same shape and on the same devices: its features, and all
-    that is trained on them, are those of training without a cache, to the last bit.
+    program that would encode it in training, in the same shape and on the same devices. Its features, and all
+    that is trained on them, are then those of training without a cache, to the last bit.
 
     Args:
-        encode, frozen: `step.jit_encode`'s function, and the parameters that it takes.
+        config: the model's.
+        encode: from `step.jit_encode`.
+        frozen: the parameters that `encode` takes.
         batches: the training batches.
+        mesh: of the run.
         folder: of caches, see `cache.cached`.
     Raises:
         UserError: for a group-norm (base) model, whose frames change with the padding of a batch; and on
             more than one process.
     """
-    setting = "--config.data.cache_features is True"
     if config.feat_extract_norm == "group":
         raise UserError(
-            f"{setting} for a group-norm model (base), whose first GroupNorm runs over the padding; "
-            "expected a layer-norm model (large). Set it to False"
+            "data.cache_features is True for a group-norm model (base), whose first GroupNorm runs over the "
+            "padding",
+            field="data.cache_features",
+            expected="a layer-norm model (large)",
+            do="set it to False",
         )
     if jax.process_count() > 1:
-        raise UserError(f"{setting} on {jax.process_count()} processes, expected one. Set it to False")
+        raise UserError(
+            f"data.cache_features is True on {jax.process_count()} processes",
+            field="data.cache_features",
+            expected="one process",
+            do="set it to False",
+        )
 
     def make() -> Iterator[np.ndarray]:
         same_shapes = eval_batches(
@@ -69,13 +79,13 @@ def cached_features(
                 yield features[row][: config.frame_count(int(batch["lengths"][row]))]
 
     kept = cached(folder, "features", _identity(config, frozen, batches, mesh), make)
-    order = np.argsort(-batches.lengths, kind="stable")  # in which `eval_batches` has them
+    order = np.argsort(-batches.lengths, kind="stable")  # the order of `eval_batches`
     by_clip = dict(zip(order.tolist(), kept, strict=True))
     return [array for i in range(len(order)) if (array := by_clip[i]) is not None]
 
 
 def _identity(config: WavLMConfig, frozen: Params, batches: Batches, mesh: Mesh) -> list[Any]:
-    """All that the features depend on: weights, samples, their shapes, and what computes them."""
+    """All that the features depend on: weights, samples, shapes, settings and devices."""
     contents = hashlib.sha256()
     for path, array in sorted(traverse_util.flatten_dict(jax.device_get(frozen)).items()):
         contents.update("/".join(path).encode() + np.ascontiguousarray(array).tobytes())

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Checksums of a checkpoint's arrays and of its record: damage on a disk is noticed before it is used."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flax_wavlm.errors import some
+
 
 def checksums(tree: Any) -> dict[str, int]:
     """A 32-bit checksum of every array of a tree, by its path, computed where the arrays are.
 
-    The sum, modulo 2**32, of each element's bits times an odd weight that grows with its place. Integer sums
-    come out alike in any order, so the value does not depend on how an array is spread over devices, and
-    no single changed element can leave it as it was.
+    A checksum is the sum, modulo 2**32, of each element's bits times an odd weight that grows with the
+    element's place. Integer sums come out alike in any order, so the value does not depend on how an array is
+    spread over devices. No single changed element can leave it as it was.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     sums = jax.device_get(_checksums([leaf for _, leaf in leaves]))
@@ -37,13 +39,18 @@ def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
 
 
 def host_checksum(x: np.ndarray) -> int:
-    """What `checksums` gives for this array."""
+    """The same checksum as `checksums` gives, for an array on the host."""
     bits = np.ascontiguousarray(x).reshape(-1).view(f"uint{8 * x.dtype.itemsize}")
     return int(np.sum(bits.astype(np.uint32) * (2 * np.arange(x.size, dtype=np.uint32) + 1), dtype=np.uint32))
 
 
 def altered_arrays(found: Mapping[str, Any], trees: Mapping[str, Any]) -> str:
-    """What of a checkpoint that was read is not as it was saved; "" where all is."""
+    """Says which part of a checkpoint is not as it was saved; "" where every part is.
+
+    Args:
+        found: the trees' arrays on the host, and `record` as `unsealed` gives it.
+        trees: which trees to look at, by name.
+    """
     if found["record"] is None:
         return "the record of its position, configuration and checksums was altered"
     wanted = found["record"]["checksums"]
@@ -53,16 +60,16 @@ def altered_arrays(found: Mapping[str, Any], trees: Mapping[str, Any]) -> str:
         for name, array in ((jax.tree_util.keystr(path), leaf) for path, leaf in leaves)
         if wanted[name] != host_checksum(array)
     ]
-    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-    return f"arrays that were altered: {', '.join(wrong[:3])}{more}" if wrong else ""
+    return f"arrays that were altered: {some(wrong, 3)}" if wrong else ""
 
 
 def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with its checksum beside it."""
     return {"record": record, "crc32": _crc32(record)}
 
 
 def unsealed(sealed: Any) -> dict[str, Any] | None:
-    """What `sealed` was given; None where it is not what it was."""
+    """The record that `sealed` was given; None where it has been altered."""
     if not isinstance(sealed, dict) or sealed.get("crc32") != _crc32(sealed.get("record")):
         return None
     return sealed["record"]

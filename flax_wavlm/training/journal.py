@@ -1,4 +1,4 @@
-"""TODO."""
+"""The lines that a run writes about itself: metrics.jsonl and nonfinite.jsonl. Process 0 writes them."""
 
 from __future__ import annotations
 
@@ -12,22 +12,29 @@ import jax
 from jax.experimental import multihost_utils
 
 from flax_wavlm.files import write_atomically, writing
-from flax_wavlm.training.report.metrics import evaluations, read_metrics
+from flax_wavlm.recognition.task import Scoring
+from flax_wavlm.training.report.metrics import read_metrics
 
 
 class Journal:
     """metrics.jsonl and nonfinite.jsonl: one JSON object a line, each step's lines once.
 
-    A line is on the disk before anything that is computed after it is saved, so that a run that resumes at a
-    checkpoint finds every line up to it, and takes back those after it (and the half line of a killed run).
+    A line is on the disk before anything that is computed after it is saved. So a run that resumes at a
+    checkpoint finds every line up to it. It takes back the lines of later steps, and the half line that a
+    killed process may have left.
+
+    Args:
+        workdir: the run's folder.
+        steps_per_epoch: steps until every clip has been seen once.
+        scoring: of the run's task.
 
     Attributes:
-        scores: step to word error rate, of every evaluation so far.
+        scores: step to the score that chooses the best checkpoint, of every evaluation so far.
     """
 
-    def __init__(self, workdir: Path, steps_per_epoch: int):
+    def __init__(self, workdir: Path, steps_per_epoch: int, scoring: Scoring):
         self.metrics, self.nonfinite = workdir / "metrics.jsonl", workdir / "nonfinite.jsonl"
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch, self.scoring = steps_per_epoch, scoring
         with writing(self.metrics):
             for path in (self.metrics, self.nonfinite):
                 if jax.process_index() == 0 and path.exists():
@@ -37,9 +44,8 @@ class Journal:
         self._read_scores()
 
     def _read_scores(self) -> None:
-        rows = read_metrics(self.metrics) if self.metrics.exists() else []
         self.scores.clear()
-        self.scores.update({row["step"]: row["wer"] for row in evaluations(rows)})
+        self.scores.update(self.scoring.by_step(read_metrics(self.metrics) if self.metrics.exists() else []))
 
     def go_back_to(self, step: int) -> None:
         """Takes back all lines of later steps."""
@@ -54,14 +60,13 @@ class Journal:
         self._read_scores()
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
-        """A line of figures; `split` is "train" or "test"."""
+        """Writes a line of figures; `split` is "train" or "test"."""
         row = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), "split": split, **values}
-        if "wer" in row:
-            self.scores[step] = row["wer"]
+        self.scores.update(self.scoring.by_step([row]))
         self._append(self.metrics, row)
 
     def note_nonfinite(self, step: int, ids: Sequence[str]) -> None:
-        """A step whose loss or gradient was not finite, and the clips of its batch."""
+        """Notes a step whose loss or gradient was not finite, with the clips of its batch."""
         self._append(self.nonfinite, {"step": step, "clips": list(ids)})
 
     def _append(self, path: Path, row: Mapping[str, Any]) -> None:

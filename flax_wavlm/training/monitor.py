@@ -1,7 +1,9 @@
-"""TODO."""
+"""What a run sees of itself while it trains: means, speed, and steps that were not finite."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
@@ -10,17 +12,26 @@ import jax
 
 from flax_wavlm.data.audio import SAMPLE_RATE
 from flax_wavlm.data.batches import Batches
-from flax_wavlm.errors import UserError
+from flax_wavlm.errors import UserError, some
 from flax_wavlm.training.journal import Journal
 from flax_wavlm.training.state import TrainState, skipped_steps
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
-# --- Figures ------------------------------------------------------------------------------------------------
+CLIPS_NAMED = 4  # in the message about a batch; nonfinite.jsonl has all
 
 
 class StepMonitor:
-    """Reads a run's figures off its state: means since the last log line, and steps that were not finite."""
+    """Reads a run's figures off its state: means since the last log line, and steps that were not finite.
+
+    Args:
+        journal: takes the steps that were not finite.
+        batches: knows the clips of each step.
+        skips_allowed: `train.skip_nonfinite`.
+        state: the state before the first step of this process.
+    """
 
     def __init__(self, journal: Journal, batches: Batches, skips_allowed: int, state: TrainState):
         self.journal, self.batches, self.skips_allowed = journal, batches, skips_allowed
@@ -28,21 +39,35 @@ class StepMonitor:
         self.samples_before = float(state.totals["samples"])  # of a process that was stopped
         self.clock = time.perf_counter()
         self.waited = 0.0
+        self.compiled: set[int] = set()  # padded lengths
 
     def wait_for(self, batches: Iterator[T], state: TrainState) -> T:
-        """The next batch; the time that the devices had nothing to do meanwhile is counted."""
+        """The next batch. If the devices have nothing to do meanwhile, the time is counted."""
         asked = time.perf_counter()
         batch = next(batches)
         if state.step.is_ready():  # type: ignore[attr-defined]  # jax.Array does not declare it
             self.waited += time.perf_counter() - asked
         return batch
 
+    @contextlib.contextmanager
+    def step_of_shape(self, samples: int) -> Iterator[None]:
+        """Around a step on clips padded to `samples`: the first step of a length compiles, and says so."""
+        if samples in self.compiled:
+            yield
+            return
+        log.info("compiling the step for clips of up to %.2f s ...", samples / SAMPLE_RATE)
+        began = time.perf_counter()
+        yield
+        self.compiled.add(samples)
+        log.info("... took %.1f s", time.perf_counter() - began)
+        self.pause(began)
+
     def pause(self, since: float) -> None:
-        """Takes the time since then out of the rate, which is that of training."""
+        """Takes the time since `since`, a `time.perf_counter`, out of the rate of training."""
         self.clock += time.perf_counter() - since
 
     def read(self, state: TrainState) -> dict[str, Any]:
-        """The figures of a train line, and a new beginning for the next; raises as `check` does."""
+        """The figures of a train line. The next line's begin anew. Raises as `check` does."""
         self.check(state)
         totals = {name: float(value) for name, value in jax.device_get(state.totals).items()}
         seconds = (totals["samples"] - self.samples_before) / SAMPLE_RATE
@@ -61,23 +86,27 @@ class StepMonitor:
         }
 
     def check(self, state: TrainState) -> None:
-        """Notes new steps that were not finite; UserError where they are more than the run may skip."""
+        """Notes new steps that were not finite; UserError where there are more than the run may skip."""
         steps = skipped_steps(state, since=self.skipped)
         for step in steps:
             self.journal.note_nonfinite(step, self.batches.clip_ids(step - 1))
         self.skipped = int(state.skipped["count"])
         if steps and self.skipped > self.skips_allowed:
             step = steps[-1] if self.skips_allowed else steps[0]
-            ids = self.batches.clip_ids(step - 1)
+            clips = some(self.batches.clip_ids(step - 1), CLIPS_NAMED)
             raise UserError(
-                f"at step {step} the loss or its gradient was not finite, for the batch of the clips "
-                f"{', '.join(ids[:4])}{', ...' if len(ids) > 4 else ''} (all in {self.journal.nonfinite}). "
-                "Nothing of it was kept or saved. Look at these clips, lower optim.learning_rate, or let the "
-                f"run pass over some steps with --config.train.skip_nonfinite={self.skipped}"
+                f"at step {step} the loss or its gradient was not finite, for the batch of the clips {clips} "
+                f"(all in {self.journal.nonfinite}). Nothing of this step was kept or saved",
+                field="train.skip_nonfinite",
+                do=(
+                    "look at these clips, lower optim.learning_rate, or let the run skip some steps with "
+                    f"train.skip_nonfinite={self.skipped}"
+                ),
             )
 
 
-def train_line(line: Mapping[str, float]) -> str:
+def train_line(line: Mapping[str, Any]) -> str:
+    """The figures of a train line as text for a person."""
     return (
         (f"loss {line['loss']:.4f}  gradient {line['grad_norm']:.2f}  " if line["loss"] is not None else "")
         + f"rate {line['learning_rate']:.2e}  {line['audio_seconds_per_second']:.0f} audio seconds a second"

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The optimizer of the recipe: AdamW, a linear schedule, clipping, and updates that can be left out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Array = jax.Array
 def linear_schedule(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
     """The learning rate of update k = 0, 1, ...: peak * k / warmup_steps, then linearly down to 0 at the end.
 
-    Source: `transformers.get_linear_schedule_with_warmup`; the first update has learning rate 0.
+    The first update has learning rate 0. Source: `transformers.get_linear_schedule_with_warmup`.
     """
     decay = optax.linear_schedule(peak, 0.0, total_steps - warmup_steps)
     if warmup_steps == 0:
@@ -35,10 +35,12 @@ def adamw(
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW (Loshchilov & Hutter 2019) after clipping to a global norm; `clip_norm` 0 does not clip.
 
-    The update of `optax.chain(clip_by_global_norm, adamw)`, with that chain's state, but the update function
-    takes `finite`, a bool array: where it is false the state stays as it is. It is selected here, moment by
-    moment, and the parameters' update is made from what was selected: then XLA works in place and in one
-    pass, where a selection between optax's finished states makes it copy both moments in every step.
+    It makes the update of `optax.chain(clip_by_global_norm, adamw)` and has that chain's state. In addition
+    its update function takes `finite`, a bool array []: where that is false, the state stays as it is.
+
+    The choice between old and new state is made here, moment by moment, and the parameters' update is made
+    from the chosen moments. So XLA works in place and in one pass. A choice between optax's finished states
+    would make it copy both moments in every step.
     """
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else optax.identity()
     chain = optax.chain(

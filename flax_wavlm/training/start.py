@@ -1,4 +1,4 @@
-"""TODO."""
+"""What a run starts from: pretrained weights or random ones, a tokenizer, a head, and the first state."""
 
 from __future__ import annotations
 
@@ -6,194 +6,192 @@ import dataclasses
 import functools
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import optax
 from flax import nnx
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from flax_wavlm.data.clips import describe_skipped
-from flax_wavlm.data.corpora.load import load_corpus
-from flax_wavlm.data.corpora.utterance import Utterance
 from flax_wavlm.data.preprocessor import Preprocessor
 from flax_wavlm.data.tokenizer import CTCTokenizer, normalise
 from flax_wavlm.errors import UserError
 from flax_wavlm.files import write_atomically, writing
 from flax_wavlm.models.config import WavLMConfig
-from flax_wavlm.models.heads import WavLMForCTC, structure
+from flax_wavlm.models.heads import structure
 from flax_wavlm.models.parameters import Params, combine, count_parameters, partition, split
 from flax_wavlm.parallel import sharding
 from flax_wavlm.porting.load import load_model
 from flax_wavlm.porting.pretrained import open_weights
 from flax_wavlm.porting.save import PREPROCESSOR_FILES
 from flax_wavlm.porting.weights import PretrainedWeights
-from flax_wavlm.training.config import DataSettings, TrainConfig
+from flax_wavlm.recognition.ctc_task import character_ctc
+from flax_wavlm.recognition.task import Task
+from flax_wavlm.training.config import ModelSettings
 from flax_wavlm.training.state import TrainState, init_state
 
 log = logging.getLogger(__name__)
 
-# --- What the run starts from -------------------------------------------------------------------------------
-
 
 class StartingPoint(NamedTuple):
-    """Where the model comes from, and how it reads and writes."""
+    """Where the model comes from, what it learns, and how it reads and writes."""
 
-    checkpoint: PretrainedWeights | None  # None: random weights
+    weights: PretrainedWeights | None  # None: random ones
     config: WavLMConfig
-    fresh_head: bool
+    fresh_head: bool  # the head is not the weights' own
+    task: Task
     tokenizer: CTCTokenizer
     preprocessor: Preprocessor
 
-
-def load_split(data: DataSettings, split: str) -> list[Utterance]:
-    """A split's utterances; what the corpus itself shows to be unusable is counted and named."""
-    if data.corpus == "synthetic" and jax.process_index() == 0:
-        from flax_wavlm.data.corpora.synthetic import make_corpus
-
-        settings = data.synthetic
-        make_corpus(
-            Path(data.path),
-            seed=settings.seed,
-            train_clips=settings.train_clips,
-            test_clips=settings.test_clips,
-        )
-    multihost_utils.sync_global_devices("corpus")
-    utterances, skipped = load_corpus(
-        data.corpus,
-        data.path,
-        split,
-        held_out_speakers=data.held_out_speakers,
-        audio_column=data.audio_column,
-        text_column=data.text_column,
-        hub_config=data.hub_config or None,
-    )
-    if skipped:
-        log.warning("%s: %s", split, describe_skipped(skipped))
-    return utterances
+    def save_processor(self, folder: Path) -> None:
+        """Writes the files that say how the model reads and writes: an export copies them."""
+        with writing(folder):
+            self.tokenizer.save(folder)
+            self.preprocessor.save(folder)
+            write_atomically(folder / "config.json", json.dumps(self.config.to_hf(), indent=2) + "\n")
 
 
-def open_starting_point(config: TrainConfig, texts: list[str]) -> StartingPoint:
-    """Opens the checkpoint (or takes `model.config`), and settles tokenizer, preprocessor and head width."""
-    checkpoint = open_weights(config.model.checkpoint) if config.model.checkpoint else None
-    model_config = checkpoint.config if checkpoint else config.model.config
-    assert model_config is not None  # `TrainConfig.check` saw to it
-    tokenizer, fresh_head = _settle_head(config, checkpoint, texts)
-    preprocessor = _settle_preprocessor(checkpoint, model_config)
-    if model_config.feat_extract_norm == "group":
+def open_starting_point(
+    model: ModelSettings,
+    texts: Sequence[str],
+    *,
+    overrides: Mapping[str, Any],
+    tokenizer: str,
+    reduction: str,
+) -> StartingPoint:
+    """Opens the pretrained weights (or takes `model.config`); settles tokenizer, head and preprocessor.
+
+    Args:
+        model: the run's.
+        texts: the corpus's, for a vocabulary where there is no tokenizer yet.
+        overrides: fields of WavLMConfig that the run sets.
+        tokenizer: a folder or hub id; "": the weights' own, else a new one.
+        reduction: of the CTC loss.
+    Raises:
+        UserError: weights, tokenizer or preprocessor cannot be used, or do not fit each other.
+    """
+    weights = open_weights(model.checkpoint) if model.checkpoint else None
+    config = weights.config if weights else model.config
+    assert config is not None  # `TrainConfig.check` saw to it
+    settled, fresh_head = _settle_head(weights, model.fresh_head, tokenizer, texts)
+    preprocessor = _settle_preprocessor(weights, config)
+    if config.feat_extract_norm == "group":
         log.warning(
             "a group-norm model (base): as in transformers, its training logits depend on the padding of the "
             "batch; evaluation treats each clip as if alone"
         )
-    model_config = model_config.replace(
-        **config.model_overrides(),
-        vocab_size=tokenizer.size,
-        pad_token_id=tokenizer.blank_id,
-        ctc_loss_reduction=config.train.ctc_loss_reduction,
-        ctc_zero_infinity=True,
-    )
-    if jax.process_index() == 0:
-        processor = Path(config.workdir) / "processor"
-        with writing(processor):
-            tokenizer.save(processor)
-            preprocessor.save(processor)
-            write_atomically(processor / "config.json", json.dumps(model_config.to_hf(), indent=2) + "\n")
-    return StartingPoint(checkpoint, model_config, fresh_head, tokenizer, preprocessor)
+    task = character_ctc(settled, reduction=reduction)
+    config = config.replace(**overrides, **task.settings)
+    return StartingPoint(weights, config, fresh_head, task, settled, preprocessor)
 
 
 def _settle_head(
-    config: TrainConfig, checkpoint: PretrainedWeights | None, texts: list[str]
+    weights: PretrainedWeights | None, wants_fresh: bool, tokenizer: str, texts: Sequence[str]
 ) -> tuple[CTCTokenizer, bool]:
     """The tokenizer, and whether the CTC head is a new one: the two must mean the same by every output."""
-    has_head = checkpoint is not None and checkpoint.has_head and not config.model.fresh_head
-    if config.data.tokenizer:
-        named: Path | str | None = config.data.tokenizer
-    elif checkpoint is not None and has_head and (checkpoint.folder / "vocab.json").exists():
-        named = checkpoint.folder
-    else:
-        named = None
-    if named is None:
-        if checkpoint is not None and has_head:
+    headed = weights if weights is not None and weights.has_head and not wants_fresh else None
+    named: Path | str = tokenizer
+    if not named and headed is not None:
+        if (headed.folder / "vocab.json").exists():
+            named = headed.folder
+        else:
             log.warning(
                 "%s: has a CTC head but no vocab.json that says what its outputs mean, so a new head "
-                "is begun; to keep the head, name its tokenizer with --config.data.tokenizer",
-                checkpoint.source,
+                "is begun; to keep the head, name its tokenizer as data.tokenizer",
+                headed.source,
             )
-        tokenizer = CTCTokenizer.from_texts(normalise(text) for text in texts)
-        log.info("a vocabulary of %d from the corpus's text", tokenizer.size)
-        return tokenizer, True
-    tokenizer = CTCTokenizer.from_pretrained(named)
-    if checkpoint is not None and has_head and tokenizer.size != checkpoint.config.vocab_size:
+    if not named:
+        made = CTCTokenizer.from_texts(normalise(text) for text in texts)
+        log.info("a vocabulary of %d from the corpus's text", made.size)
+        return made, True
+    found = CTCTokenizer.from_pretrained(named)
+    if headed is not None and found.size != headed.config.vocab_size:
         raise UserError(
-            f"{named}: the tokenizer has {tokenizer.size} tokens, but the CTC head of {checkpoint.source} "
-            f"has {checkpoint.config.vocab_size} outputs; give its own tokenizer, or start a new head with "
-            "--config.model.fresh_head=true"
+            f"the tokenizer has {found.size} tokens, but the CTC head of {headed.source} has "
+            f"{headed.config.vocab_size} outputs",
+            where=named,
+            do="give the head's own tokenizer, or start a new head with model.fresh_head=true",
         )
-    return tokenizer, not has_head
+    return found, headed is None
 
 
-def _settle_preprocessor(checkpoint: PretrainedWeights | None, model_config: WavLMConfig) -> Preprocessor:
-    """The checkpoint's own; else what its file says of normalisation; else normalised, as large is."""
-    if checkpoint is not None and any((checkpoint.folder / name).exists() for name in PREPROCESSOR_FILES):
-        return Preprocessor.from_pretrained(checkpoint.folder)
-    said = checkpoint.do_normalize if checkpoint else None
+def _settle_preprocessor(weights: PretrainedWeights | None, config: WavLMConfig) -> Preprocessor:
+    """The weights' own preprocessor; without one, as their file says, or else normalised, as large is."""
+    if weights is not None and any((weights.folder / name).exists() for name in PREPROCESSOR_FILES):
+        return Preprocessor.from_pretrained(weights.folder)
+    said = weights.do_normalize if weights else None
     normalises = True if said is None else said
-    if checkpoint is not None:
-        log.warning("%s: no preprocessor_config.json; do_normalize = %s", checkpoint.source, normalises)
-    return Preprocessor(normalises, return_attention_mask=model_config.feat_extract_norm == "layer")
+    if weights is not None:
+        log.warning("%s: no preprocessor_config.json; do_normalize = %s", weights.source, normalises)
+    return Preprocessor(normalises, return_attention_mask=config.feat_extract_norm == "layer")
 
 
 def state_template(
-    config: TrainConfig, origin: StartingPoint, optimizer: optax.GradientTransformation, mesh: Mesh
+    origin: StartingPoint, optimizer: optax.GradientTransformation, mesh: Mesh, *, freeze: bool
 ) -> TrainState:
-    """The training state's shapes, types and shardings, without an array."""
-    freeze = config.model.freeze_feature_encoder
-    trained, frozen = partition(structure(origin.config)[1], freeze_feature_encoder=freeze)
+    """The training state's shapes, types and shardings, without an array. `freeze`: the feature encoder."""
+    shapes = structure(origin.config, model=origin.task.head)[1]
+    trained, frozen = partition(shapes, freeze_feature_encoder=freeze)
     log.info(
         "%.1f million parameters, %.1f million of them trained",
         count_parameters(combine(trained, frozen)) / 1e6,
         count_parameters(trained) / 1e6,
     )
-    shapes = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained, frozen)
+    state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained, frozen)
     return jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        shapes,
-        sharding.tree_sharding(mesh, shapes),
+        state,
+        sharding.tree_sharding(mesh, state),
     )
 
 
 def new_state(
-    config: TrainConfig, origin: StartingPoint, optimizer: optax.GradientTransformation, template: TrainState
+    origin: StartingPoint,
+    optimizer: optax.GradientTransformation,
+    template: TrainState,
+    *,
+    seed: int,
+    freeze: bool,
 ) -> TrainState:
-    """The state before the first step, every array made or put where the template says."""
+    """The state before the first step. Every array is made, or put, where the template says.
+
+    Args:
+        origin: the weights, or the architecture of random ones.
+        optimizer: of the run.
+        template: from `state_template`.
+        seed: of new weights.
+        freeze: whether the feature encoder is not trained.
+    """
     where = jax.tree.map(lambda x: x.sharding, template)
-    params_where = combine(where.params, where.frozen)
-    if origin.checkpoint is not None:
-
-        def placement(path: tuple[str, ...], shape: tuple[int, ...]) -> jax.sharding.Sharding:
-            node: Any = params_where
-            for key in path:
-                node = node[key]
-            return node
-
-        model = load_model(
-            origin.checkpoint,
-            overrides=dataclasses.asdict(origin.config),
-            fresh_head=origin.fresh_head,
-            placement=placement,
-            seed=config.seed,
-        )
-        params = split(model)[1]
-        del model
-    else:
-
-        def make() -> Params:
-            return split(WavLMForCTC(origin.config, nnx.Rngs(config.seed)))[1]
-
-        params = jax.jit(make, out_shardings=params_where)()
-    trained, frozen = partition(params, freeze_feature_encoder=config.model.freeze_feature_encoder)
+    params = _initial_params(origin, combine(where.params, where.frozen), seed)
+    trained, frozen = partition(params, freeze_feature_encoder=freeze)
     del params
     init = functools.partial(init_state, optimizer=optimizer)
     return jax.jit(init, out_shardings=where, donate_argnums=(0, 1))(trained, frozen)
+
+
+def _initial_params(origin: StartingPoint, where: Params, seed: int) -> Params:
+    """The model's parameters, placed by `where`, a tree of shardings."""
+    if origin.weights is None:
+
+        def make() -> Params:
+            return split(origin.task.head(origin.config, nnx.Rngs(seed)))[1]
+
+        return jax.jit(make, out_shardings=where)()
+
+    def placement(path: tuple[str, ...], shape: tuple[int, ...]) -> jax.sharding.Sharding:
+        node: Any = where
+        for key in path:
+            node = node[key]
+        return node
+
+    model = load_model(
+        origin.weights,
+        overrides=dataclasses.asdict(origin.config),
+        fresh_head=origin.fresh_head,
+        placement=placement,
+        seed=seed,
+    )
+    return split(model)[1]

@@ -1,4 +1,4 @@
-"""One training step: a pure function of state and batch, to be jitted over a mesh."""
+"""One training step: a pure function of state and batch, to be compiled over a mesh."""
 
 from __future__ import annotations
 
@@ -16,51 +16,58 @@ from flax_wavlm.data.preprocessor import INPUTS, input_values
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.parameters import Params, combine, merge
 from flax_wavlm.models.wavlm import FeatureEncoder
-from flax_wavlm.ops.ctc.api import ctc_loss, reduced_sum
 from flax_wavlm.parallel import sharding
+from flax_wavlm.recognition.task import BatchLoss, Loss
 from flax_wavlm.training.state import SKIPPED_KEPT, TOTALS, TrainState
 
 Array = jax.Array
 Batch = dict[str, Array]
-"""`text.INPUTS` (or features [B, T, C], lengths), labels [B, S], label_lengths [B] int32, valid [B] bool."""
+"""A batch of `flax_wavlm.data.batches` on the devices, with audio (`preprocessor.INPUTS`) or with features
+[B, T, C] and lengths [B]; labels [B, S], label_lengths [B] int32 and valid [B] bool."""
+
+TrainStep = Callable[[TrainState, Batch], TrainState]
+Encode = Callable[[Params, Batch], Array]
 
 
 def make_train_step(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
+    loss: Loss,
     *,
-    blank_id: int,
-    reduction: str,
     seed: int,
     accumulation: int = 1,
-) -> Callable[[TrainState, Batch], TrainState]:
-    """The function (state, batch) -> state: CTC loss, its gradient, and one update of the trained parameters.
+) -> TrainStep:
+    """The function (state, batch) -> state: loss, gradient, and one update of the trained parameters.
 
-    Rows that are not valid count nowhere. Randomness is a function of `seed` and `state.step` alone, so that
-    a resumed run repeats what an uninterrupted one does. A step whose loss or gradient is not finite leaves
-    parameters and optimizer as they were, and is noted in `skipped`: whether the run may go on is decided
-    where it is read (`skipped_steps`), so that no step waits for the host. With `accumulation` > 1 the batch
-    is worked through in so many parts, and the gradient is that of the whole.
+    Rows that are not valid count nowhere. Randomness depends on `seed` and `state.step` alone, so a resumed
+    run repeats what an uninterrupted one does. If loss or gradient is not finite, the step leaves parameters
+    and optimizer as they were and notes itself in `skipped`. Whether the run may go on is decided where that
+    is read (`state.skipped_steps`): no step waits for the host.
 
-    The optimizer leaves its own state as it is where its update is called with `finite` false, as
-    `optim.adamw` does; one that does not know this argument must have no state to lose.
+    Args:
+        graphdef: the model's structure, from `models.parameters.split`.
+        optimizer: where its update is called with `finite` false, it leaves its own state as it is, as
+            `optimizer.adamw` does. One that does not know this argument must have no state to lose.
+        loss: of a task.
+        seed: of dropout, LayerDrop and SpecAugment.
+        accumulation: the number of equal parts that a batch is worked through in. The gradient is that of
+            the whole batch.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def loss_share(
+    def scaled_loss(
         params: Params, frozen: Params, batch: Batch, key: Array, scale: Array
     ) -> tuple[Array, Array]:
         model = merge(graphdef, combine(params, frozen))
         if "features" in batch:
-            logits, frames = model.from_features(batch["features"], batch["lengths"], key=key)
+            result = model.from_features(batch["features"], batch["lengths"], key=key)
         else:
-            logits, frames = model(input_values(batch), batch["lengths"], key=key)
-        loss, feasible = ctc_loss(logits, frames, batch["labels"], batch["label_lengths"], blank_id=blank_id)
-        infeasible = jnp.sum(batch["valid"] & ~feasible)
-        loss = reduced_sum(loss, batch["label_lengths"], batch["valid"], reduction=reduction)
-        return loss * scale, infeasible
+            result = model(input_values(batch), batch["lengths"], key=key)
+        outputs, frame_lengths = result[:2]
+        total, infeasible = loss(outputs, frame_lengths, batch)
+        return total * scale, infeasible
 
-    gradient = jax.value_and_grad(loss_share, has_aux=True)
+    gradient = jax.value_and_grad(scaled_loss, has_aux=True)
 
     def accumulated(
         params: Params, frozen: Params, batch: Batch, key: Array, scale: Array
@@ -79,50 +86,62 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         compute = gradient if accumulation == 1 else accumulated
         clips = jnp.sum(batch["valid"])
-        scale = 1 / jnp.maximum(clips, 1) if reduction == "mean" else jnp.ones(())
-        (loss, infeasible), grads = compute(state.params, state.frozen, batch, key, scale)
+        scale = loss.scale(clips)
+        found, grads = compute(state.params, state.frozen, batch, key, scale)
+        batch_loss = BatchLoss(*found)
         with jax.named_scope("optimizer"):
             norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-
-        def if_finite(new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-
+        finite = jnp.isfinite(batch_loss.total) & jnp.isfinite(norm)
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params, finite=finite)
-            params = if_finite(optax.apply_updates(state.params, updates), state.params)
-        new = {
-            "steps": 1,
-            "loss": loss,
-            "grad_norm": norm,
-            "samples": jnp.sum(jnp.where(batch["valid"], batch["lengths"], 0)),
-            "clips": clips,
-            "infeasible": infeasible,
-        }
-        totals = {name: state.totals[name] + new[name] for name in TOTALS}
-        count, steps = state.skipped["count"], state.skipped["steps"]
-        noted = {"count": count + 1, "steps": steps.at[count % SKIPPED_KEPT].set(state.step + 1)}
+            params = _if(finite, optax.apply_updates(state.params, updates), state.params)
         return TrainState(
             step=state.step + 1,
             params=params,
             frozen=state.frozen,
             opt_state=opt_state,
-            totals=if_finite(totals, state.totals),
-            skipped=if_finite(state.skipped, noted),
+            totals=_if(finite, _added(state.totals, batch, clips, batch_loss, norm), state.totals),
+            skipped=_if(finite, state.skipped, _noted(state)),
         )
 
     return train_step
 
 
-def jit_train_step(
-    train_step: Callable[[TrainState, Batch], TrainState],
-    mesh: Mesh,
-    state: TrainState,
-    encode: Callable[[Params, Batch], Array] | None = None,
-) -> Callable[[TrainState, Batch], TrainState]:
-    """The step compiled over the mesh; the state's buffers are given up to the new state's.
+def _if(condition: Array, new: Any, old: Any) -> Any:
+    """The new tree where the condition [] holds, else the old one."""
+    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
 
-    `encode`, from `jit_encode`, is applied first to batches that have no features yet.
+
+def _added(
+    totals: dict[str, Array], batch: Batch, clips: Array, loss: BatchLoss, norm: Array
+) -> dict[str, Array]:
+    """The run's totals with this batch's."""
+    new: dict[str, Any] = {
+        "steps": 1,
+        "loss": loss.total,
+        "grad_norm": norm,
+        "samples": jnp.sum(jnp.where(batch["valid"], batch["lengths"], 0)),
+        "clips": clips,
+        "infeasible": loss.infeasible,
+    }
+    return {name: totals[name] + new[name] for name in TOTALS}
+
+
+def _noted(state: TrainState) -> dict[str, Array]:
+    """`skipped` with the present step in it."""
+    count, steps = state.skipped["count"], state.skipped["steps"]
+    return {"count": count + 1, "steps": steps.at[count % SKIPPED_KEPT].set(state.step + 1)}
+
+
+def jit_train_step(
+    train_step: TrainStep, mesh: Mesh, state: TrainState, encode: Encode | None = None
+) -> TrainStep:
+    """The step compiled over the mesh. The new state takes over the buffers of the old one.
+
+    Args:
+        train_step: from `make_train_step`.
+        state: a state, or its shapes and types.
+        encode: from `jit_encode`; applied first to batches that have no features yet.
     """
     state_sharding = sharding.tree_sharding(mesh, state)
     step = jax.jit(
@@ -147,21 +166,21 @@ GPU_OPTIONS = {"xla_gpu_enable_dus_accumulator_zero_init_elimination": True}
 
 
 def _compiler_options(mesh: Mesh) -> dict[str, bool] | None:
-    """What XLA does not do by itself: on a GPU, leave out zeros where the loop over layers fills an array."""
+    """An option for GPUs: no zeros are written where the loop over layers then fills an array."""
     if mesh.devices.flat[0].platform != "gpu":
         return None
     try:
         jax.jit(jnp.negative, compiler_options=GPU_OPTIONS).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:  # a compiler that does not know them
+    except jax.errors.JaxRuntimeError:  # a compiler that does not know the option
         return None
     return GPU_OPTIONS
 
 
-def jit_encode(config: WavLMConfig, mesh: Mesh, *, accumulation: int = 1) -> Callable[[Params, Batch], Array]:
+def jit_encode(config: WavLMConfig, mesh: Mesh, *, accumulation: int = 1) -> Encode:
     """The frozen feature encoder as a program of its own: (frozen, batch) -> features [B, T, C].
 
     What follows it in a step is then one program, whether the features are made now or were kept from an
-    earlier epoch, and training comes out the same to the last bit. Frames beyond a clip's own are zero.
+    earlier epoch. So training comes out the same to the last bit. Frames behind a clip's own are zero.
 
     A CPU works through the rows one at a time: there the last bits of a convolution depend on a row's place
     among the others (and it is no slower).
@@ -171,8 +190,8 @@ def jit_encode(config: WavLMConfig, mesh: Mesh, *, accumulation: int = 1) -> Cal
     def encode_rows(encoder: Params, batch: Batch) -> Array:
         with jax.default_matmul_precision(config.matmul_precision):
             features = merge(graphdef, encoder)(input_values(batch), batch["lengths"])
-        frames = config.frame_count(batch["lengths"])
-        return jnp.where((jnp.arange(features.shape[1]) < frames[:, None])[:, :, None], features, 0)
+        frame_lengths = config.frame_count(batch["lengths"])
+        return jnp.where((jnp.arange(features.shape[1]) < frame_lengths[:, None])[:, :, None], features, 0)
 
     def encode(frozen: Params, batch: Batch) -> Array:
         encoder = frozen["wavlm"]["feature_encoder"]
@@ -197,5 +216,5 @@ def with_features(features: Array, batch: Batch) -> Batch:
 
 
 def in_parts(batch: Batch, parts: int) -> Batch:
-    """[B, ...] to [parts, B / parts, ...]: part i takes rows i, i + parts, ...: devices keep their rows."""
+    """[B, ...] to [parts, B / parts, ...]. Part i takes rows i, i + parts, ...: devices keep their rows."""
     return jax.tree.map(lambda rows: rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1), batch)

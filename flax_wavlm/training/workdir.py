@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, and the lines that are written into it. Process 0 writes all of them."""
+"""A run's folder: it belongs to one configuration, and one run at a time works in it. Process 0 writes."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ import fcntl
 import json
 import logging
 import os
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 from jax.experimental import multihost_utils
 
-from flax_wavlm.data.clips import Clip
-from flax_wavlm.errors import UserError
-from flax_wavlm.files import read_json_object, write_atomically
-from flax_wavlm.training.config import TrainConfig, flatten
+from flax_wavlm.errors import MOST_ITEMS, UserError, cannot_write, reason
+from flax_wavlm.files import write_atomically
+from flax_wavlm.training.config import TrainConfig, flatten, read_saved
 
 log = logging.getLogger(__name__)
 
@@ -38,76 +36,72 @@ FREE_TO_CHANGE = (
 
 @contextlib.contextmanager
 def lock_workdir(workdir: Path, config: TrainConfig) -> Iterator[None]:
-    """The workdir as this run's alone: config.json says what it runs, a lock that it is running.
+    """Takes the workdir for this run alone: config.json says what it runs, a lock that it is running.
 
-    Raises UserError where the folder is another configuration's, where a run is at work in it, where it
-    cannot be written, and where the processes of a run do not all see the same folder.
+    Raises:
+        UserError: the folder belongs to another configuration, a run is at work in it, it cannot be
+            written, or the processes of a run do not all see the same folder.
     """
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             try:
                 workdir.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(_locked(workdir))
-                _compare(workdir, config)
+                check_same_run(workdir, config)
                 write_atomically(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
             except OSError as error:
-                raise UserError(
-                    f"{workdir}: cannot be written: {error.strerror or error}; give another --workdir, or "
-                    "see to the disk's space and permissions"
-                ) from None
-        multihost_utils.sync_global_devices("workdir lock_workdir")
+                raise cannot_write(workdir, error) from None
+        multihost_utils.sync_global_devices("workdir")
         if jax.process_index() != 0:
             if not (workdir / "config.json").exists():
                 raise UserError(
-                    f"{workdir}: process {jax.process_index()} does not see process 0's folder; expected a "
-                    "--workdir on a disk that all processes share"
+                    f"process {jax.process_index()} does not see process 0's folder",
+                    where=workdir,
+                    expected="a workdir on a disk that all processes share",
                 )
-            _compare(workdir, config)
+            check_same_run(workdir, config)
         yield
 
 
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
-    """The kernel gives the lock back when the process ends, however it ends."""
+    """Holds the workdir's lock. The kernel gives it back when the process ends, however it ends."""
     with (workdir / ".lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise UserError(
-                f"{workdir}: {file.read().strip() or 'another process'} is training here; wait for its end, "
-                "or give another --workdir"
+                f"{file.read().strip() or 'another process'} is training here",
+                where=workdir,
+                do="wait for its end, or give another workdir",
             ) from None
         except OSError as error:  # network disks without locks
-            log.warning("%s: cannot be locked (%s); see that no second run uses it", workdir, error.strerror)
+            log.warning("%s: cannot be locked (%s); see that no second run uses it", workdir, reason(error))
         file.truncate(0)
         file.write(f"process {os.getpid()} of {os.uname().nodename}\n")
         file.flush()
         yield
 
 
-def _compare(workdir: Path, config: TrainConfig) -> None:
-    """UserError where the workdir's run has another configuration."""
+def check_same_run(workdir: Path, config: TrainConfig) -> None:
+    """UserError where the workdir holds checkpoints of another configuration.
+
+    Fields that its config.json lacks are read as `config.WHEN_ABSENT` says.
+    """
     path = workdir / "config.json"
     if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
         return  # nothing to lose
-    before = flatten(read_json_object(path, "the run's configuration"))
-    now = flatten(json.loads(json.dumps(config.to_dict())))
+    before, now = flatten(read_saved(path)), flatten(json.loads(json.dumps(config.to_dict())))
     different = [
         f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
         for name in sorted(before | now)
         if before.get(name) != now.get(name) and name not in FREE_TO_CHANGE
     ]
     if different:
+        more = f"; and {len(different) - MOST_ITEMS} more" if len(different) > MOST_ITEMS else ""
         raise UserError(
-            f"{workdir}: belongs to a run with another configuration: {'; '.join(different)}. "
-            "Give another --workdir, or the same configuration to resume"
+            f"belongs to a run with another configuration: {'; '.join(different[:MOST_ITEMS])}{more}",
+            where=workdir,
+            do="give another workdir, or the same configuration to resume",
         )
-
-
-def fingerprint(clips: Sequence[Clip]) -> str:
-    """Tells a set of clips from another: their number, and a checksum of ids, lengths and labels."""
-    crc = 0
-    for clip in clips:
-        crc = zlib.crc32(f"{clip.id} {len(clip.samples)}".encode() + clip.labels.tobytes(), crc)
-    return f"{len(clips)} clips, {crc:08x}"

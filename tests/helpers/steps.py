@@ -12,6 +12,7 @@ from flax import nnx
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.heads import WavLMForCTC, structure
 from flax_wavlm.models.parameters import partition, split
+from flax_wavlm.recognition.ctc_task import loss_of_ctc
 from flax_wavlm.training.state import TrainState, init_state
 from flax_wavlm.training.step import make_train_step
 from helpers.reference import NO_REGULARISATION, pad
@@ -50,8 +51,9 @@ def keep_gradient() -> optax.GradientTransformation:
 @functools.cache
 def gradient_step(config: WavLMConfig, **changes: Any):
     """The step with `keep_gradient` jitted for a single device, its input kept."""
-    settings = {"blank_id": BLANK, "reduction": "mean", "seed": 0} | changes
-    step = make_train_step(structure(config)[0], keep_gradient(), **settings)
+    settings = {"reduction": "mean", "seed": 0} | changes
+    loss = loss_of_ctc(BLANK, settings.pop("reduction"))
+    step = make_train_step(structure(config)[0], keep_gradient(), loss, **settings)
     return jax.jit(step)
 
 

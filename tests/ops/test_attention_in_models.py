@@ -30,6 +30,7 @@ from flax_wavlm.models.heads import structure
 from flax_wavlm.models.parameters import merge, split
 from flax_wavlm.parallel import sharding
 from flax_wavlm.porting.load import load_model
+from flax_wavlm.recognition.ctc_task import loss_of_ctc
 from flax_wavlm.training.state import init_state
 from flax_wavlm.training.step import jit_train_step, make_train_step
 
@@ -157,7 +158,7 @@ def test_sharded_step() -> None:
 
     def updated(name: str, mesh: Mesh) -> Any:
         graphdef, _ = structure(config.replace(attention=name))
-        step = make_train_step(graphdef, optimizer, blank_id=0, reduction="mean", seed=0)
+        step = make_train_step(graphdef, optimizer, loss_of_ctc(0), seed=0)
         state = init_state(jax.tree.map(jnp.copy, params), {}, optimizer)
         state = jax.device_put(state, sharding.tree_sharding(mesh, state))
         state = jit_train_step(step, mesh, state)(state, sharding.put_batch(mesh, batch))

@@ -20,7 +20,7 @@ from flax_wavlm.ops.ctc.api import ctc_loss, reduced_sum
 from flax_wavlm.ops.ctc.gpu import forward as forward_by_kernel
 from flax_wavlm.ops.ctc.reference import forward as forward_by_scan
 from flax_wavlm.parallel import sharding
-from flax_wavlm.recognition.decoding import collapse, greedy
+from flax_wavlm.recognition.decoding import best_path, collapse, path_of_clip
 
 Array = np.ndarray
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
@@ -386,6 +386,7 @@ def test_collapse_by_example() -> None:
 def test_greedy_is_the_collapsed_best_path(blank_id: int) -> None:
     ids = np.random.default_rng(0).integers(0, 4, (6, 30))
     frames = np.array([30, 17, 1, 0, 29, 2])
-    marked = np.asarray(greedy(jax.nn.one_hot(ids, 4), frames, blank_id=blank_id))
-    for row, path, valid in zip(marked, ids, frames, strict=True):
-        assert row[row >= 0].tolist() == collapse(path[:valid], blank_id).tolist()
+    paths = np.asarray(best_path(jax.nn.one_hot(ids, 4), frames))
+    for row, path, valid in zip(paths, ids, frames, strict=True):
+        assert path_of_clip(row).tolist() == path[:valid].tolist()
+        assert collapse(path_of_clip(row), blank_id).tolist() == plain_collapse(tuple(path[:valid]), blank_id)

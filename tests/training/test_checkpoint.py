@@ -332,5 +332,5 @@ def test_all_damaged(tmp_path: Path) -> None:
             checkpoints.restore_newest(new_state(step=0), freeze_feature_encoder=True)
         assert str(tmp_path) in str(raised.value)
         assert checkpoints.steps() == [1, 2]
-        with pytest.raises(UserError, match=r"damaged .*give another --step"):
+        with pytest.raises(UserError, match=r"damaged .*give another step"):
             checkpoints.restore_params(2, new_params(0))

@@ -104,7 +104,9 @@ def test_features_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_features_that_change_are_not_kept(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cache_features is True for a group-norm model .*Set it to False"):
+    with pytest.raises(
+        UserError, match=r"cache_features is True for a group-norm model .*[Ss]et it to False"
+    ):
         kept(tmp_path, tiny_batches(), config=CONFIG.replace(feat_extract_norm="group"))
     config = run(tmp_path, "run", data_cache_features=True, model_freeze_feature_encoder=False)
     with pytest.raises(UserError, match=r"data.cache_features is True, expected False where .*freeze"):

@@ -42,7 +42,7 @@ def test_loss_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     noted = [json.loads(line) for line in (tmp_path / "run/nonfinite.jsonl").open()]
     assert [row["step"] for row in noted] == [3]
     assert len(noted[0]["clips"]) == 16
-    for part in (*noted[0]["clips"][:4], "nonfinite.jsonl", "--config.train.skip_nonfinite=1"):
+    for part in (*noted[0]["clips"][:4], "nonfinite.jsonl", "train.skip_nonfinite=1"):
         assert part in str(caught.value)
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").glob("[0-9]*")) == ["1", "2"]
 

@@ -1,13 +1,17 @@
+import itertools
 import json
+import math
 import re
 import xml.etree.ElementTree as ET
 
 import huggingface_hub
+import numpy as np
 import pytest
 
 from flax_wavlm.errors import UserError
-from flax_wavlm.training.report.curves import curves
-from flax_wavlm.training.report.metrics import best_row, evaluations, read_metrics, results_table
+from flax_wavlm.recognition.ctc_task import CTC_SCORING
+from flax_wavlm.training.report.curves import curves, spread
+from flax_wavlm.training.report.metrics import evaluations, read_metrics, results_table
 from flax_wavlm.training.report.model_card import model_card
 
 
@@ -58,14 +62,15 @@ def test_read_metrics_names_the_bad_line(tmp_path, line, message):
 
 
 def test_read_metrics_without_a_file(tmp_path):
-    with pytest.raises(UserError, match=r"nothing\.jsonl: cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"nothing\.jsonl: cannot be read \(No such file"):
         read_metrics(tmp_path / "nothing.jsonl")
 
 
 def test_the_best_row_is_the_first_with_the_lowest_wer():
-    assert best_row(ROWS) is ROWS[3]
-    assert best_row([eval_row(1, float("nan")), *ROWS])["step"] == 1000
-    assert best_row(ROWS[:2]) is None
+    assert CTC_SCORING.best(ROWS) is ROWS[3]
+    assert CTC_SCORING.best([eval_row(1, float("nan")), *ROWS])["step"] == 1000
+    assert CTC_SCORING.best(ROWS[:2]) is None
+    assert CTC_SCORING.by_step(ROWS) == {500: 0.4, 1000: 0.2, 1500: 0.2}
     assert [row["step"] for row in evaluations(ROWS)] == [500, 1000, 1500]
 
 
@@ -74,7 +79,7 @@ def test_the_best_row_is_the_first_with_the_lowest_wer():
 
 def test_results_table():
     rows = [eval_row(500, 1.0), eval_row(12_500, 0.2746), {"step": 9, "epoch": 0.1, "wer": 0.5}]
-    assert results_table(rows).splitlines() == [
+    assert results_table(rows, CTC_SCORING).splitlines() == [
         "|   Step |  Epoch |   Loss |    WER |    CER | WER, HF-padded |      |",
         "| -----: | -----: | -----: | -----: | -----: | -------------: | ---: |",
         "|    500 |   4.00 | 0.5000 | 1.0000 | 0.2500 |         1.1000 |      |",
@@ -102,6 +107,7 @@ def card(**changes) -> str:
         "dataset_id": "timit_asr",
         "config": CONFIG,
         "rows": ROWS,
+        "scoring": CTC_SCORING,
         "language": "en",
     }
     return model_card(**arguments | changes)
@@ -128,7 +134,7 @@ def test_the_hub_reads_the_cards_front_matter():
 
 def test_the_card_says_what_a_reader_needs():
     text = card()
-    assert results_table(ROWS) in text
+    assert results_table(ROWS, CTC_SCORING) in text
     assert "step 1,000: WER 0.2000 on 1,680 clips" in text
     assert 'pipeline("automatic-speech-recognition"' in text
     assert "WavLMForCTC.from_pretrained" in text
@@ -173,22 +179,73 @@ def test_a_card_of_a_model_from_scratch_and_never_evaluated():
 # ------------------------------------------------------------------------------------------------ curves
 
 SVG = "{http://www.w3.org/2000/svg}"
+LINES = ("train loss", "eval loss", "WER", "CER", "WER, HF-padded")
+
+
+def points(root: ET.Element, name: str) -> list[tuple[float, float]]:
+    """The corners of a line, in the picture's coordinates."""
+    path = root.find(f".//{SVG}g[@id='{name}']/{SVG}path")
+    assert path is not None, name
+    numbers = [float(number) for number in re.findall(r"-?[\d.]+", path.attrib["d"])]
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
 def test_curves_are_one_valid_picture(tmp_path):
-    curves(ROWS, tmp_path / "curves.svg")
+    curves(ROWS, tmp_path / "curves.svg", CTC_SCORING)
     root = ET.parse(tmp_path / "curves.svg").getroot()
     _, _, width, height = map(float, root.attrib["viewBox"].split())
-    lines = root.findall(f"{SVG}polyline")
-    assert len(lines) == 5  # train and eval loss, WER twice, CER
-    for line in lines:
-        for point in line.attrib["points"].split():
-            x, y = map(float, point.split(","))
+    for name in LINES:
+        line = points(root, name)
+        assert len(line) == (3 if name != "train loss" else sum(row["split"] == "train" for row in ROWS))
+        for x, y in line:
             assert 0 < x < width
             assert 0 < y < height
     words = " ".join(text.text for text in root.iter(f"{SVG}text"))
     for word in ("train loss 0.7", "eval loss 0.5", "WER 0.2", "CER 0.05", "best 0.2", "1,000", "step"):
         assert word in words
+
+
+def test_curves_as_pixels_lie_beside_them(tmp_path):
+    curves(ROWS, tmp_path / "curves.svg", CTC_SCORING)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "curves.svg"]
+
+
+def test_the_same_rows_give_the_same_curves(tmp_path):
+    curves(ROWS, tmp_path / "one.svg", CTC_SCORING)
+    curves(ROWS, tmp_path / "two.svg", CTC_SCORING)
+    text = (tmp_path / "one.svg").read_text()
+    assert text.startswith("<svg")
+    assert text == (tmp_path / "two.svg").read_text()
+
+
+def test_names_at_the_ends_of_lines_do_not_touch(tmp_path):
+    rows = [eval_row(500, 0.4), {**eval_row(1000, 0.2), "cer": 0.2, "wer_hf_padded": 0.2}]
+    curves(rows, tmp_path / "curves.svg", CTC_SCORING)
+    root = ET.parse(tmp_path / "curves.svg").getroot()
+    heights = sorted(
+        float(text.attrib["y"])
+        for text in root.iter(f"{SVG}text")
+        if text.text in ("WER 0.2", "CER 0.2", "WER, HF-padded 0.2")
+    )
+    assert len(heights) == 3
+    assert all(second - first > 10 for first, second in itertools.pairwise(heights))
+
+
+@pytest.mark.parametrize("lowest", [0.0, 0.1, -math.inf])
+def test_spread(lowest):
+    random = np.random.default_rng(0)
+    for count in (0, 1, 2, 3, 6) * 20:
+        heights, gap = random.uniform(0, 1, count).tolist(), random.uniform(0.01, 0.3)
+        placed = spread(heights, gap, lowest=lowest)
+        order = sorted(range(count), key=lambda i: heights[i])
+        assert all(placed[b] - placed[a] >= gap - 1e-9 for a, b in itertools.pairwise(order))
+        assert all(height >= lowest for height in placed)
+        apart = all(heights[b] - heights[a] >= gap for a, b in itertools.pairwise(order))
+        if apart and min(heights, default=1) >= lowest:
+            assert placed == pytest.approx(heights)  # nothing moves without need
+        if lowest == -math.inf:
+            assert sum(placed) == pytest.approx(sum(heights))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +262,7 @@ def test_curves_are_one_valid_picture(tmp_path):
     ],
 )
 def test_curves_of_odd_runs(tmp_path, rows):
-    curves(rows, tmp_path / "curves.svg")
+    curves(rows, tmp_path / "curves.svg", CTC_SCORING)
     text = (tmp_path / "curves.svg").read_text()
     ET.fromstring(text)
     assert not re.search(r"\b(nan|inf)\b", text)
@@ -213,4 +270,4 @@ def test_curves_of_odd_runs(tmp_path, rows):
 
 def test_curves_of_nothing(tmp_path):
     with pytest.raises(UserError, match="no metrics"):
-        curves([], tmp_path / "curves.svg")
+        curves([], tmp_path / "curves.svg", CTC_SCORING)

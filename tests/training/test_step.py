@@ -25,6 +25,7 @@ from helpers.steps import (
 
 from flax_wavlm.models.heads import WavLMForCTC, structure
 from flax_wavlm.models.parameters import partition, split
+from flax_wavlm.recognition.ctc_task import loss_of_ctc
 from flax_wavlm.training import step as step_module
 from flax_wavlm.training.optimizer import adamw
 from flax_wavlm.training.state import SKIPPED_KEPT, TOTALS, TrainState, init_state, skipped_steps
@@ -128,9 +129,7 @@ def test_randomness_is_of_seed_and_step() -> None:
     batch, state = small_batch(), small_state()
 
     def any_seed(state: TrainState, batch: dict[str, jax.Array], seed: jax.Array) -> TrainState:
-        step = make_train_step(
-            structure(SMALL)[0], keep_gradient(), blank_id=BLANK, reduction="mean", seed=seed
-        )
+        step = make_train_step(structure(SMALL)[0], keep_gradient(), loss_of_ctc(BLANK), seed=seed)
         return step(state, batch)
 
     jitted = jax.jit(any_seed)  # compiled once for all seeds
@@ -152,7 +151,7 @@ def test_step_that_is_not_finite_changes_nothing_but_is_noted() -> None:
     optimizer = adamw(optax.constant_schedule(1e-2), weight_decay=0.01, clip_norm=1.0)
     graphdef, params = split(WavLMForCTC(SMALL, nnx.Rngs(0)))
     trained, frozen = partition(params, freeze_feature_encoder=True)
-    step = make_train_step(graphdef, optimizer, blank_id=BLANK, reduction="mean", seed=0)
+    step = make_train_step(graphdef, optimizer, loss_of_ctc(BLANK), seed=0)
     step = jax.jit(step)
     rng = np.random.default_rng(0)
     good = make_batch([rng.normal(size=8_000).astype(np.float32) for _ in range(2)])

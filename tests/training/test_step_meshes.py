@@ -19,6 +19,7 @@ from helpers.steps import (
 from flax_wavlm.models.heads import structure
 from flax_wavlm.parallel import sharding
 from flax_wavlm.porting.save import hf_tensors
+from flax_wavlm.recognition.ctc_task import loss_of_ctc
 from flax_wavlm.training.optimizer import adamw, linear_schedule
 from flax_wavlm.training.state import TrainState
 from flax_wavlm.training.step import jit_train_step, make_train_step
@@ -43,7 +44,7 @@ def runs() -> dict[int, Run]:
             mesh = sharding.make_mesh(fsdp=fsdp)
             state = small_state(optimizer)
             placed = state = jax.device_put(state, sharding.tree_sharding(mesh, state))
-            step = make_train_step(structure(SMALL)[0], optimizer, blank_id=BLANK, reduction="mean", seed=0)
+            step = make_train_step(structure(SMALL)[0], optimizer, loss_of_ctc(BLANK), seed=0)
             batches = [sharding.put_batch(mesh, small_batch(seed=seed)) for seed in range(3)]
             jitted = jit_train_step(step, mesh, state).lower(state, batches[0])
             compiled = jitted.compile()

@@ -1,79 +1,67 @@
-"""TODO."""
+"""metrics.jsonl, read back, and the table of a run's evaluations."""
+
+from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flax_wavlm.errors import UserError
-
-Row = Mapping[str, Any]
+from flax_wavlm.errors import UserError, cannot_read
+from flax_wavlm.recognition.task import Row, Scoring
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl, in its order. Blank lines are ignored.
 
-    Raises UserError, with the line's number, on anything but one JSON object a line.
+    Raises UserError where the file cannot be read, and, with the line's number, where a line is anything but
+    one JSON object with a step.
     """
     rows = []
     try:
         lines = Path(path).read_bytes().split(b"\n")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        raise cannot_read(path, error) from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, a bomb of brackets
-            raise UserError(f"{path}, line {number}: not JSON: {error}") from error
+            raise UserError(f"not JSON: {error}", where=where) from error
         if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
+            raise UserError(f"expected a JSON object, found {type(row).__name__}", where=where)
         if type(row.get("step")) is not int:
-            raise UserError(f"{path}, line {number}: step is {row.get('step')!r}, expected a whole number")
+            raise UserError(where=where, field="step", found=row.get("step"), expected="a whole number")
         rows.append(row)
     return rows
 
 
 def evaluations(rows: Iterable[Row]) -> list[Row]:
-    """The rows that are evaluations: those with a WER."""
-    return [row for row in rows if row.get("wer") is not None]
+    """The rows that are evaluations: all but those of training."""
+    return [row for row in rows if row.get("split") != "train"]
 
 
-def best_row(rows: Iterable[Row]) -> Row | None:
-    """The evaluation with the lowest WER, the earliest of equals; None if none has a finite one."""
-    scored = [row for row in evaluations(rows) if math.isfinite(row["wer"])]
-    return min(scored, key=lambda row: row["wer"], default=None)
-
-
-# ---------------------------------------------------------------------------------------------- table
-
-_COLUMNS = {
-    "step": ("Step", "{:,}"),
-    "epoch": ("Epoch", "{:.2f}"),
-    "loss": ("Loss", "{:.4f}"),
-    "wer": ("WER", "{:.4f}"),
-    "cer": ("CER", "{:.4f}"),
-    "wer_hf_padded": ("WER, HF-padded", "{:.4f}"),
-}
-
-
-def results_table(rows: Iterable[Row]) -> str:
-    """The evaluations as a Markdown table that a console shows well too. The best row says so."""
+def results_table(rows: Iterable[Row], scoring: Scoring) -> str:
+    """The evaluations as a Markdown table that also reads well in a console. The best row says so."""
     shown = evaluations(rows)
-    best = best_row(shown)
-    lines = [[title for title, _ in _COLUMNS.values()] + [""]]
+    best = scoring.best(shown)
+    columns = {
+        "step": ("Step", "{:,}"),
+        "epoch": ("Epoch", "{:.2f}"),
+        "loss": ("Loss", "{:.4f}"),
+        **{name: (title, "{:.4f}") for name, title in scoring.titles.items()},
+    }
+    lines = [[title for title, _ in columns.values()] + [""]]
     for row in shown:
-        cells = [
-            "-" if row.get(key) is None else form.format(row[key]) for key, (_, form) in _COLUMNS.items()
-        ]
+        cells = ["-" if row.get(key) is None else form.format(row[key]) for key, (_, form) in columns.items()]
         lines.append([*cells, "best" if row is best else ""])
     return markdown_table(lines)
 
 
 def markdown_table(lines: Sequence[Sequence[str]], align: str = ">") -> str:
-    """Cells of equal width, the first line being the head."""
+    """A Markdown table with cells of equal width. The first line is the head; `align` is "<" or ">"."""
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * (width - 1) + ":" if align == ">" else "-" * width for width in widths]
     return "\n".join(

@@ -1,4 +1,6 @@
-"""TODO."""
+"""The model card of an exported folder: README.md with the front matter that the Hugging Face hub reads."""
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,13 +10,10 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from flax_wavlm.training.report.metrics import best_row, evaluations, markdown_table, results_table
+from flax_wavlm.recognition.task import Row, Scoring
+from flax_wavlm.training.report.metrics import evaluations, markdown_table, results_table
 
-Row = Mapping[str, Any]
-
-# ----------------------------------------------------------------------------------------- model card
-
-# The configuration's fields that a reader of the card asks for first.
+# The fields of the configuration that a reader of the card asks for first.
 _CARD_FIELDS = (
     "optim.learning_rate",
     "optim.warmup_steps",
@@ -39,9 +38,10 @@ def model_card(
     dataset_id: str,
     config: Mapping[str, Any],
     rows: Iterable[Row],
+    scoring: Scoring,
     language: str | None = None,
 ) -> str:
-    """README.md of an exported folder, with the front matter that the Hugging Face hub reads.
+    """The text of the card.
 
     Args:
         name: the model's name.
@@ -50,10 +50,11 @@ def model_card(
         dataset_id: its id on the hub where it has one, else any short name, e.g. "timit_asr".
         config: the run's config.json.
         rows: rows of metrics.jsonl; the evaluations among them are shown.
+        scoring: of the run's task.
         language: ISO 639-1 code, e.g. "en", where it is known.
     """
     shown = evaluations(rows)
-    best = best_row(shown)
+    best = scoring.best(shown)
     hub_id = base_model if base_model and _is_hub_id(base_model) else None
     header = ModelCardData(
         model_name=name,
@@ -63,14 +64,14 @@ def model_card(
         base_model=hub_id,
         pipeline_tag="automatic-speech-recognition",
         tags=["wavlm", "ctc", "speech", "flax-wavlm"],
-        metrics=["wer", "cer"],
-        eval_results=_hub_results(best, dataset, dataset_id) or None,
+        metrics=list(scoring.on_hub),
+        eval_results=_hub_results(best, scoring, dataset, dataset_id) or None,
     ).to_yaml()
 
     if hub_id:
         origin = f"[{hub_id}](https://huggingface.co/{hub_id})"
     elif base_model:
-        origin = f"the checkpoint `{Path(base_model).name}`"  # where it lay is nobody's business
+        origin = f"the checkpoint `{Path(base_model).name}`"  # without its path, which is private
     else:
         origin = "random weights"
     settings = [
@@ -91,17 +92,13 @@ def model_card(
 # {name}
 
 WavLM with a CTC head for speech recognition, trained with `flax-wavlm` from {origin} on {dataset}.
-{_headline(best)}
+{_headline(best, scoring)}
 
 ## Results
 
-{results_table(shown) if shown else "Not evaluated."}
+{results_table(shown, scoring) if shown else "Not evaluated."}
 
-- `WER` and `CER`: errors over all clips divided by reference words or characters; greedy decoding over
-  each clip's own frames, no language model.
-- `WER, HF-padded`: what the Trainer of `transformers` would have printed for the same model. Its padding
-  decodes to one spurious letter at the end of most clips where id 0 of the vocabulary is a letter. Only
-  for comparison with cards made that way.
+{scoring.notes}
 
 ## Use
 
@@ -144,7 +141,7 @@ def _is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not Path(name).exists()
 
 
-def _hub_results(best: Row | None, dataset: str, dataset_id: str) -> list[EvalResult]:
+def _hub_results(best: Row | None, scoring: Scoring, dataset: str, dataset_id: str) -> list[EvalResult]:
     """The best row as the front matter's model-index."""
     if best is None:
         return []
@@ -159,20 +156,21 @@ def _hub_results(best: Row | None, dataset: str, dataset_id: str) -> list[EvalRe
             metric_name=metric.upper(),
             metric_value=round(best[metric], 6),
         )
-        for metric in ("wer", "cer")
+        for metric in scoring.on_hub
         if best.get(metric) is not None
     ]
 
 
-def _headline(best: Row | None) -> str:
+def _headline(best: Row | None, scoring: Scoring) -> str:
     if best is None:
         return "No evaluation was made."
     clips = f" on {best['clips']:,} clips" if best.get("clips") else ""
-    return f"The weights are those of step {best['step']:,}: WER {best['wer']:.4f}{clips}."
+    chosen_by = f"{scoring.titles.get(scoring.best_by, scoring.best_by)} {best[scoring.best_by]:.4f}"
+    return f"The weights are those of step {best['step']:,}: {chosen_by}{clips}."
 
 
 def _lookup(config: Mapping[str, Any], field: str) -> Any:
-    """The value of a dotted field, None where there is no such field."""
+    """The value of a dotted field; None where there is no such field."""
     value: Any = config
     for key in field.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None

@@ -1,0 +1,88 @@
+"""Character CTC (Graves et al. 2006), judged by word and character error rate."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flax_wavlm.data.tokenizer import CTCTokenizer
+from flax_wavlm.models.heads import WavLMForCTC
+from flax_wavlm.ops.ctc.api import ctc_loss
+from flax_wavlm.recognition.decoding import best_path, collapse, path_of_clip
+from flax_wavlm.recognition.metrics import error_rates, wer_hf_padded
+from flax_wavlm.recognition.task import Batch, ClipLosses, Loss, Scoring, Task
+
+Array = jax.Array
+
+CTC_SCORING = Scoring(
+    titles={"wer": "WER", "cer": "CER", "wer_hf_padded": "WER, HF-padded"},
+    line=(
+        "loss {loss:.4f}  WER {wer:.4f}  CER {cer:.4f}  (WER as the padded Trainer: {wer_hf_padded:.4f})  "
+        "{clips} clips"
+    ),
+    best_by="wer",
+    on_hub=("wer", "cer"),
+    notes="""\
+- `WER` and `CER`: errors over all clips divided by reference words or characters; greedy decoding over
+  each clip's own frames, no language model.
+- `WER, HF-padded`: what the Trainer of `transformers` would have printed for the same model. Its padding
+  decodes to one spurious letter at the end of most clips where id 0 of the vocabulary is a letter. Only
+  for comparison with cards made that way.""",
+)
+
+
+def character_ctc(tokenizer: CTCTokenizer, *, reduction: str = "mean") -> Task:
+    """The task of writing down what a clip says, in the tokenizer's characters.
+
+    Args:
+        tokenizer: gives labels, the head's width and the blank.
+        reduction: of the loss, "mean" or "sum", see `loss_of_ctc`.
+    """
+
+    def decode(path: np.ndarray) -> str:
+        return tokenizer.decode(collapse(path_of_clip(path), tokenizer.blank_id), collapsed=True)
+
+    def score(
+        references: Sequence[str], hypotheses: Sequence[str], paths: Sequence[np.ndarray]
+    ) -> dict[str, float]:
+        frame_ids = [path_of_clip(path) for path in paths]
+        return {
+            **error_rates(references, hypotheses),
+            "wer_hf_padded": wer_hf_padded(references, frame_ids, tokenizer),
+        }
+
+    return Task(
+        head=WavLMForCTC,
+        settings={
+            "vocab_size": tokenizer.size,
+            "pad_token_id": tokenizer.blank_id,
+            "ctc_loss_reduction": reduction,
+            "ctc_zero_infinity": True,
+        },
+        targets=tokenizer,
+        loss=loss_of_ctc(tokenizer.blank_id, reduction),
+        predict=best_path,
+        decode=decode,
+        score=score,
+        scoring=CTC_SCORING,
+    )
+
+
+def loss_of_ctc(blank_id: int, reduction: str = "mean") -> Loss:
+    """The CTC loss with the reductions of `torch.nn.functional.ctc_loss`, and its `zero_infinity`.
+
+    "mean" divides each clip's loss by its number of labels and takes the mean over clips. "sum" adds up.
+    """
+    return Loss(functools.partial(_losses, blank_id=blank_id, mean=reduction == "mean"), reduction == "mean")
+
+
+def _losses(logits: Array, frame_lengths: Array, batch: Batch, *, blank_id: int, mean: bool) -> ClipLosses:
+    labels, label_lengths = batch["labels"], batch["label_lengths"]
+    loss, feasible = ctc_loss(logits, frame_lengths, labels, label_lengths, blank_id=blank_id)
+    if mean:
+        loss = loss / jnp.maximum(label_lengths, 1)
+    return ClipLosses(loss, feasible)

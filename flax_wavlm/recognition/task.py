@@ -1,0 +1,123 @@
+"""A task as a value: what a model learns to say of a clip, and how its answers are judged.
+
+Training step, evaluation, choice of the best checkpoint and report know no task: they are handed one. A new
+task (phones, one label a clip) is a new file with a function that returns a `Task`, as `ctc_task.py` has one
+for character CTC. tests/training/test_task.py defines a second task and trains it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from flax_wavlm.data.targets import Targets
+from flax_wavlm.models.config import WavLMConfig
+
+Array = jax.Array
+Batch = Mapping[str, Array]  # as `flax_wavlm.data.batches` describes it, on the devices
+Row = Mapping[str, Any]  # a line of metrics.jsonl
+
+
+class ClipLosses(NamedTuple):
+    """The losses of a batch."""
+
+    loss: Array  # [B] float32; 0 where not feasible, anything finite on filler rows
+    feasible: Array  # [B] bool: whether the clip has enough frames for its labels
+
+
+class BatchLoss(NamedTuple):
+    """The losses of a batch's valid rows, added up."""
+
+    total: Array  # [] float32
+    infeasible: Array  # [] int: valid clips whose labels do not fit in their frames
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What training lowers.
+
+    Attributes:
+        of_clips: (outputs [B, T, V], frame_lengths [B], batch) -> `ClipLosses`.
+        mean: the loss of a batch is the mean over its valid clips; False: it is their sum.
+    """
+
+    of_clips: Callable[[Array, Array, Batch], ClipLosses]
+    mean: bool = True
+
+    def __call__(self, outputs: Array, frame_lengths: Array, batch: Batch) -> BatchLoss:
+        """The sum over valid clips. The caller divides it where `mean`: it knows the whole batch's clips."""
+        loss, feasible = self.of_clips(outputs, frame_lengths, batch)
+        infeasible = jnp.sum(batch["valid"] & ~feasible)
+        return BatchLoss(jnp.sum(jnp.where(batch["valid"], loss, 0.0)), infeasible)
+
+    def scale(self, clips: Array) -> Array:
+        """What a batch's sum is multiplied by; `clips` [] is the number of its valid clips."""
+        return 1 / jnp.maximum(clips, 1) if self.mean else jnp.ones(())
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How evaluations are shown, and which of them is the best.
+
+    Attributes:
+        titles: score to heading, in the order of the table's columns: {"wer": "WER"}.
+        line: a format string that makes one line for a person of an evaluation's figures.
+        best_by: the score (or "loss") that chooses the best checkpoint.
+        highest: the highest value is the best; by default the lowest is.
+        on_hub: the scores that the Hugging Face hub knows by the same names.
+        notes: what the columns mean, as Markdown for the model card.
+    """
+
+    titles: Mapping[str, str]
+    line: str
+    best_by: str
+    highest: bool = False
+    on_hub: tuple[str, ...] = ()
+    notes: str = ""
+
+    def by_step(self, rows: Iterable[Row]) -> dict[int, float]:
+        """Step to the score that chooses, of every evaluation among the rows."""
+        return {row["step"]: row[self.best_by] for row in rows if self._scored(row)}
+
+    def best(self, rows: Iterable[Row]) -> Row | None:
+        """The best evaluation among the rows, the earliest of equals; None where none has a finite score."""
+        scored = [row for row in rows if self._scored(row) and math.isfinite(row[self.best_by])]
+        sign = -1 if self.highest else 1
+        return min(scored, key=lambda row: sign * row[self.best_by], default=None)
+
+    def _scored(self, row: Row) -> bool:
+        return row.get("split") != "train" and row.get(self.best_by) is not None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model learns to say of a clip.
+
+    Attributes:
+        head: the model's class, called with (config, rngs). The model called with (input_values, lengths,
+            key=...) gives a tuple that begins with outputs [B, T, V] and frame_lengths [B]. So does its
+            `from_features`, which training calls where the convolutional encoder is frozen.
+        settings: the fields of WavLMConfig that the task decides, such as the head's width.
+        targets: an utterance's text to labels.
+        loss: what training lowers.
+        predict: (outputs, frame_lengths) -> what the host needs of each clip, [B, ...]; runs under jit.
+        decode: a clip's row of that -> its hypothesis.
+        score: (references, hypotheses, rows of predictions) -> scores by name, over the whole set.
+        scoring: how the scores are shown and compared.
+    """
+
+    head: Callable[[WavLMConfig, nnx.Rngs], nnx.Module]
+    settings: Mapping[str, Any]
+    targets: Targets
+    loss: Loss
+    predict: Callable[[Array, Array], Array]
+    decode: Callable[[np.ndarray], str]
+    score: Callable[[Sequence[str], Sequence[str], Sequence[np.ndarray]], dict[str, float]]
+    scoring: Scoring

@@ -1,0 +1,112 @@
+"""The parts of a run, made before its first step: data, programs, and the form of its state."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import optax
+from jax.sharding import Mesh
+
+from flax_wavlm.errors import UserError
+from flax_wavlm.models.heads import structure
+from flax_wavlm.models.parameters import combine
+from flax_wavlm.models.wavlm import attention_spec
+from flax_wavlm.ops.attention.choice import describe
+from flax_wavlm.recognition.evaluate import Evaluation, evaluate, make_eval_step
+from flax_wavlm.training.config import OptimSettings, TrainConfig
+from flax_wavlm.training.optimizer import adamw, linear_schedule
+from flax_wavlm.training.speech import Speech, load_utterances, prepare_speech
+from flax_wavlm.training.start import StartingPoint, new_state, open_starting_point, state_template
+from flax_wavlm.training.state import TrainState
+from flax_wavlm.training.step import Encode, TrainStep, jit_encode, jit_train_step, make_train_step
+
+log = logging.getLogger(__name__)
+
+
+class Parts(NamedTuple):
+    """What the loop of a run works with."""
+
+    mesh: Mesh
+    origin: StartingPoint
+    speech: Speech
+    schedule: optax.Schedule
+    template: TrainState  # shapes, types and shardings
+    encode: Encode | None  # the frozen feature encoder; None where it is trained
+    train_step: TrainStep
+    evaluate: Callable[[TrainState], Evaluation]  # over the whole test split
+    new_state: Callable[[], TrainState]  # the state before the first step
+
+
+def prepare(config: TrainConfig, mesh: Mesh) -> Parts:
+    """Reads corpus and pretrained weights, plans the batches, and builds the programs. Nothing is compiled.
+
+    Raises UserError where corpus, weights or settings cannot be used.
+    """
+    utterances = load_utterances(config.data)
+    origin = open_starting_point(
+        config.model,
+        [utterance.text for utterance in utterances.train + utterances.test],
+        overrides=config.model_overrides(),
+        tokenizer=config.data.tokenizer,
+        reduction=config.train.ctc_loss_reduction,
+    )
+    speech = prepare_speech(
+        utterances, origin, config.data, config.train, cache=config.cache_folder(), seed=config.seed
+    )
+    batches, task = speech.train, origin.task
+    log.info("%d steps, %d an epoch", len(batches), batches.steps_per_epoch)
+    frame_counts = {int(origin.config.frame_count(samples)) for samples in batches.buckets}
+    log.info("%s", describe(attention_spec(origin.config), frame_counts))
+
+    schedule, optimizer = _make_optimizer(config.optim, len(batches))
+    freeze = config.model.freeze_feature_encoder
+    template = state_template(origin, optimizer, mesh, freeze=freeze)
+    train_step = make_train_step(
+        structure(origin.config, model=task.head)[0],
+        optimizer,
+        task.loss,
+        seed=config.seed,
+        accumulation=config.train.accumulation,
+    )
+    encode = jit_encode(origin.config, mesh, accumulation=config.train.accumulation) if freeze else None
+    eval_step = make_eval_step(task, origin.config, mesh)
+
+    def evaluate_state(state: TrainState) -> Evaluation:
+        result = evaluate(task, eval_step, combine(state.params, state.frozen), speech.test, mesh)
+        if not math.isfinite(loss := result.figures["loss"]):
+            raise UserError(f"evaluated at step {int(state.step)}, the loss is {loss}, expected a number")
+        return result
+
+    return Parts(
+        mesh=mesh,
+        origin=origin,
+        speech=speech,
+        schedule=schedule,
+        template=template,
+        encode=encode,
+        train_step=jit_train_step(train_step, mesh, template, encode),
+        evaluate=evaluate_state,
+        new_state=lambda: new_state(origin, optimizer, template, seed=config.seed, freeze=freeze),
+    )
+
+
+def _make_optimizer(optim: OptimSettings, steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    if optim.warmup_steps >= steps:
+        raise UserError(
+            field="optim.warmup_steps",
+            found=optim.warmup_steps,
+            expected=f"fewer than the {steps} steps of the run",
+        )
+    schedule = linear_schedule(optim.learning_rate, optim.warmup_steps, steps)
+    optimizer = adamw(
+        schedule,
+        beta1=optim.beta1,
+        beta2=optim.beta2,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        clip_norm=optim.clip_norm,
+    )
+    return schedule, optimizer

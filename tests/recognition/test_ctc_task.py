@@ -1,0 +1,89 @@
+"""Character CTC as a task: loss, decoding, scores; and how scores choose."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_wavlm.data.tokenizer import CTCTokenizer
+from flax_wavlm.ops.ctc.api import ctc_loss, reduced_sum
+from flax_wavlm.recognition.ctc_task import CTC_SCORING, character_ctc, loss_of_ctc
+from flax_wavlm.recognition.decoding import NO_FRAME
+from flax_wavlm.recognition.metrics import error_rates, wer_hf_padded
+from flax_wavlm.recognition.task import Scoring
+
+TOKENIZER = CTCTokenizer.from_texts(["abc'"])
+TASK = character_ctc(TOKENIZER)
+
+
+def batch() -> dict[str, jax.Array]:
+    return {
+        "labels": jnp.array([[0, 1, 0], [1, 1, 0], [2, 0, 0], [0, 0, 0]]),
+        "label_lengths": jnp.array([3, 2, 1, 0]),
+        "valid": jnp.array([True, True, True, False]),
+    }
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_loss_is_the_reduced_sum(reduction: str) -> None:
+    """Bit for bit; of the valid clips one does not fit in its frames."""
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 12, TOKENIZER.size)), jnp.float32)
+    frame_lengths, clips = jnp.array([12, 2, 7, 12]), batch()
+    task_loss = loss_of_ctc(TOKENIZER.blank_id, reduction)
+    found = task_loss(logits, frame_lengths, clips)
+    loss, feasible = ctc_loss(
+        logits, frame_lengths, clips["labels"], clips["label_lengths"], blank_id=TOKENIZER.blank_id
+    )
+    expected = reduced_sum(loss, clips["label_lengths"], clips["valid"], reduction=reduction)
+    assert feasible.tolist() == [True, False, True, True]
+    assert float(found.total) == float(expected)
+    assert int(found.infeasible) == 1
+    assert float(task_loss.scale(jnp.array(3))) == pytest.approx(1 / 3 if reduction == "mean" else 1)
+    assert float(task_loss.scale(jnp.array(0))) == 1  # a batch of nothing but filler
+
+
+def test_settings_are_the_tokenizers() -> None:
+    assert TASK.settings["vocab_size"] == TOKENIZER.size
+    assert TASK.settings["pad_token_id"] == TOKENIZER.blank_id
+    assert character_ctc(TOKENIZER, reduction="sum").settings["ctc_loss_reduction"] == "sum"
+
+
+def test_a_path_becomes_text_over_the_clips_own_frames() -> None:
+    blank = TOKENIZER.blank_id
+    ids = np.array([[0, 0, blank, 0, 1, 1], [1, blank, 2, 2, 2, 2]])
+    paths = np.asarray(TASK.predict(jax.nn.one_hot(ids, TOKENIZER.size), jnp.array([6, 3])))
+    assert paths[1].tolist() == [1, blank, 2, NO_FRAME, NO_FRAME, NO_FRAME]
+    texts = [TASK.decode(path) for path in paths]
+    assert texts == [TOKENIZER.decode([0, 0, 1], collapsed=True), TOKENIZER.decode([1, 2], collapsed=True)]
+    references = [texts[0], "ab"]
+    frame_ids = [ids[0], ids[1, :3]]
+    assert TASK.score(references, texts, list(paths)) == {
+        **error_rates(references, texts),
+        "wer_hf_padded": wer_hf_padded(references, frame_ids, TOKENIZER),
+    }
+
+
+def row(step: int, **scores: float) -> dict[str, float | str]:
+    return {"step": step, "split": "test", **scores}
+
+
+@pytest.mark.parametrize(("highest", "best"), [(False, 2), (True, 3)])
+def test_best_is_the_earliest_of_equals(highest: bool, best: int) -> None:
+    scoring = Scoring(titles={"x": "X"}, line="", best_by="x", highest=highest)
+    rows = [row(1, x=0.5), row(2, x=0.1), row(3, x=0.9), row(4, x=0.1), row(5, x=0.9), row(6, x=math.nan)]
+    rows += [{"step": 7, "split": "train", "x": -1.0}, row(8)]
+    found = scoring.best(rows)
+    assert found is not None
+    assert found["step"] == best
+    assert list(scoring.by_step(rows)) == [1, 2, 3, 4, 5, 6]
+    assert scoring.best([row(1, x=math.nan), row(2)]) is None
+
+
+def test_the_loss_may_choose() -> None:
+    """A later setting, `train.best_by`, is one replaced field."""
+    scoring = Scoring(titles=CTC_SCORING.titles, line=CTC_SCORING.line, best_by="loss")
+    found = scoring.best([row(1, loss=2.0, wer=0.1), row(2, loss=1.0, wer=0.2)])
+    assert found is not None
+    assert found["step"] == 2
