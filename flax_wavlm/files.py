@@ -103,7 +103,7 @@ def read_json_object(file: Path, what: str) -> dict[str, Any]:
         raise UserError(
             f"holds a {type(value).__name__}",
             where=file,
-            expected=f"a JSON object, {what}",
+            expected=f"an object, {what}",
             do="restore the file",
         )
     return value

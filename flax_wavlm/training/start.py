@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from flax_wavlm.data.clips import describe_skipped
 from flax_wavlm.data.corpora.load import load_corpus
 from flax_wavlm.data.corpora.utterance import Utterance
-from flax_wavlm.data.preprocessor import Preprocessor
+from flax_wavlm.data.preprocessor import PREPROCESSOR_FILES, Preprocessor
 from flax_wavlm.data.tokenizer import CTCTokenizer, normalise
 from flax_wavlm.errors import UserError
 from flax_wavlm.files import write_atomically, writing
@@ -27,9 +27,7 @@ from flax_wavlm.models.heads import WavLMForCTC, structure
 from flax_wavlm.models.parameters import Params, combine, count_parameters, partition, split
 from flax_wavlm.parallel import sharding
 from flax_wavlm.porting.load import load_model
-from flax_wavlm.porting.pretrained import open_weights
-from flax_wavlm.porting.save import PREPROCESSOR_FILES
-from flax_wavlm.porting.weights import PretrainedWeights
+from flax_wavlm.porting.pretrained import PretrainedWeights, open_weights
 from flax_wavlm.training.config import DataSettings, TrainConfig
 from flax_wavlm.training.state import TrainState, init_state
 

@@ -221,7 +221,7 @@ def test_files_written_by_transformers_processor(export, tmp_path):
     [
         (None, Parts(r"cannot be read \(No such file", where=r"vocab\.json$")),
         ("{'a': 0", Parts("not JSON", where=r"vocab\.json$")),
-        ("[1]", Parts("holds a list", where=r"vocab\.json$", expected="a JSON object")),
+        ("[1]", Parts("holds a list", where=r"vocab\.json$", expected="an object")),
         ('{"a": "0"}', Parts("token 'a' has the id 0", expected="a whole number")),
         ('{"a": true, "|": 0, "<pad>": 2}', Parts("token 'a' has the id True")),
         ('{"eng": {"a": 0}}', Parts("token 'eng'", do="nested by language")),
