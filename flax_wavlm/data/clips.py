@@ -18,7 +18,7 @@ from flax_wavlm.data.audio import SAMPLE_RATE, read_audio
 from flax_wavlm.data.cache import cached, file_identity
 from flax_wavlm.data.corpora.utterance import Skipped, Utterance
 from flax_wavlm.data.preprocessor import mean_and_scale
-from flax_wavlm.data.tokenizer import CTCTokenizer
+from flax_wavlm.data.targets import Targets
 from flax_wavlm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Clip:
 
 def usable_clips(
     utterances: Sequence[Utterance],
-    tokenizer: CTCTokenizer,
+    tokenizer: Targets,
     *,
     frame_count: Callable[[int], int],
     name: str = "clips",
@@ -90,7 +90,7 @@ def usable_clips(
 def _judge(
     utterance: Utterance,
     samples: np.ndarray | UserError,
-    tokenizer: CTCTokenizer,
+    tokenizer: Targets,
     frame_count: Callable[[int], int],
     max_seconds: float | None,
     drop_infeasible: bool,
@@ -117,7 +117,7 @@ def _judge(
     return clip
 
 
-def unlearnable(clip: Clip, tokenizer: CTCTokenizer, frames: int) -> str:
+def unlearnable(clip: Clip, tokenizer: Targets, frames: int) -> str:
     """Why nothing can be learnt from a clip of `frames` frames, "kind: details"; "" where something can.
 
     Either its labels do not fit its frames, or it is silent (all zeros, or no more than dither), or most of
@@ -184,7 +184,7 @@ def _report(
     name: str,
     clips: Sequence[Clip],
     skipped: Sequence[Skipped],
-    tokenizer: CTCTokenizer,
+    tokenizer: Targets,
     frame_count: Callable[[int], int],
 ) -> None:
     """Logs what `usable_clips` promises."""
