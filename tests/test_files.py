@@ -25,12 +25,17 @@ def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file.json"]
 
 
+def interrupted_write(path: Path) -> None:
+    with replaced(path) as scratch:
+        scratch.write_text("ne")
+        raise KeyboardInterrupt
+
+
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     write_atomically(path, "old")
-    with pytest.raises(KeyboardInterrupt), replaced(path) as scratch:
-        scratch.write_text("ne")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_write(path)
     assert path.read_text() == "old"
     assert names(tmp_path) == ["file.json"]
 
