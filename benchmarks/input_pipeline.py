@@ -60,9 +60,9 @@ class FlaxInput:
         self._decode(cached=True)
 
     def _decode(self, cached: bool) -> list[Any]:
-        from flax_wavlm.data.clips import decode_clips
+        from flax_wavlm.data.clips import usable_clips
 
-        clips, skipped = decode_clips(
+        clips, skipped = usable_clips(
             self.speech,
             self.tokenizer,
             frame_count=self.frame_count,

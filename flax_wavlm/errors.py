@@ -87,8 +87,8 @@ def cannot_read(
     return UserError(f"cannot be read ({reason(error)})", where=path, expected=expected, do=do)
 
 
-def cannot_write(path: str | Path, error: OSError, *, do: str = "") -> UserError:
-    """The UserError for a file or folder that the operating system does not let us write."""
+def cannot_write(path: str | Path, error: Exception, *, do: str = "") -> UserError:
+    """The UserError for a file or folder that the operating system, or a library, cannot write."""
     do = do or "see to the disk's space and permissions, or give another place"
     return UserError(f"cannot be written ({reason(error)})", where=path, do=do)
 

@@ -1,8 +1,8 @@
-"""From utterances to arrays of a few fixed shapes: decode once, group by length, pad, prefetch.
+"""Clips to arrays of a few fixed shapes: which clips make which batch, padding, prefetching.
 
-A training batch is a pure function of the clips, the seed and the step. Nothing here holds a random
-state, so a resumed run, a run on other hosts and somebody who wants to look at the batch of step 7,312
-all compute the same one; the only state to checkpoint is the number of the next step.
+A training batch is a pure function of the clips, the seed and the step. Nothing here holds a random state. So
+a resumed run, a run on other hosts, and somebody who wants to look at the batch of step 7,312 all compute the
+same batch, and the only state to checkpoint is the number of the next step.
 
     n  clips          B  rows of the batch over all processes      N  padded samples of a batch
     S  batches        b  rows of this process, B / processes       L  padded labels of a data set
@@ -10,15 +10,16 @@ all compute the same one; the only state to checkpoint is the number of the next
 A batch is a dict of NumPy arrays:
 
     samples         [b, N]           int16 where all clips of the set are, else float32; padded with zeros
-    mean            float32 [b]      what the device takes off each row at full scale, and
-    scale           float32 [b]      what it multiplies the rest by: `text.input_values`
+    mean            float32 [b]      subtracted from each row at full scale on the device, and
+    scale           float32 [b]      multiplied with the rest: `flax_wavlm.data.preprocessor.input_values`
     lengths         int32 [b]        real samples of each row
     labels          int32 [b, L]     character ids, padded with zeros
     label_lengths   int32 [b]        real labels of each row
     valid           bool [b]         False on filler rows
     clip            int32 [b]        index into the list of clips, -1 on filler rows
 
-Where the feature encoder's output is kept (`features.py`), a training batch has in place of the first three:
+Where the feature encoder's output was computed before (`Features`), a training batch has in place of the
+first three:
 
     features        [b, T, C]        in the model's dtype, padded with zeros
 
@@ -44,9 +45,6 @@ Batch = dict[str, np.ndarray]
 FILLER = -1  # stands where a clip's index would
 
 
-# --------------------------------------------------------------------------------------------- plans
-
-
 class Plan(NamedTuple):
     """Which clips make which batch, over all processes."""
 
@@ -54,7 +52,7 @@ class Plan(NamedTuple):
     samples: np.ndarray  # int64 [S], each batch's N
 
     def padding(self, lengths: np.ndarray) -> float:
-        """Share of the plan's samples that are not a clip's, filler rows included."""
+        """The share of the plan's samples that belong to no clip, filler rows included."""
         real = lengths[self.rows[self.rows != FILLER]].sum()
         return 1 - float(real / (self.samples.sum() * self.rows.shape[1]))
 
@@ -64,9 +62,9 @@ def plan_epoch(
 ) -> Plan:
     """Every clip once, in ceil(n / batch_size) batches of clips [n] of one bucket, drawn at random.
 
-    Sorted by length and cut, the clips give each batch its bucket; then those of each bucket change places,
-    and then the batches. So a clip has the same N in every epoch, and the padding is the least that these
-    buckets allow: `choose_buckets` with the same batch size.
+    The clips are sorted by length and cut into batches, which gives each batch its bucket. Then the clips
+    within each bucket are shuffled, and then the batches. So a clip has the same N in every epoch, and the
+    padding is the least that these buckets allow, if `choose_buckets` was given the same batch size.
     """
     # Sorting random words makes a permutation that no NumPy version changes: bit streams are promised to
     # stay, Generator.permutation is not (NEP 19). Philox is counter-based: any two keys are independent.
@@ -83,7 +81,11 @@ def _cut(order: np.ndarray, lengths: np.ndarray, batch_size: int, buckets: Seque
     """Consecutive batches of the clips in `order` [n], each padded to the smallest bucket that holds it."""
     sizes = np.sort(np.asarray(buckets, np.int64))
     if lengths.max() > sizes[-1]:
-        raise UserError(f"a clip of {lengths.max()} samples does not fit the longest bucket, {sizes[-1]}")
+        raise UserError(
+            f"a clip of {lengths.max()} samples does not fit the longest bucket",
+            field="buckets",
+            expected=f"at most {sizes[-1]} samples",
+        )
     steps = -(-len(order) // batch_size)
     rows = np.full((steps, batch_size), FILLER, np.int32)
     rows.flat[: len(order)] = order
@@ -94,7 +96,11 @@ def _cut(order: np.ndarray, lengths: np.ndarray, batch_size: int, buckets: Seque
 def _own_rows(batch_size: int, process_index: int, process_count: int) -> slice:
     """This process's share of a batch's rows."""
     if batch_size < 1 or batch_size % process_count:
-        raise UserError(f"batch size {batch_size} cannot be shared equally by {process_count} process(es)")
+        raise UserError(
+            field="batch size",
+            found=batch_size,
+            expected=f"a multiple of the {process_count} process(es), 1 or more for each",
+        )
     share = batch_size // process_count
     return slice(process_index * share, (process_index + 1) * share)
 
@@ -111,12 +117,12 @@ def _label_width(clips: Sequence[Clip]) -> int:
 
 
 def _sample_type(clips: Sequence[Clip]) -> type[np.generic]:
-    """One type for the whole data set, for the same reason."""
+    """One type for the whole data set, for the same reason: int16 where all clips are, else float32."""
     return np.int16 if all(clip.samples.dtype == np.int16 for clip in clips) else np.float32
 
 
 class _Shape(NamedTuple):
-    """What every batch of a data set has in common."""
+    """Properties that all batches of a data set share."""
 
     labels: int
     sample_type: type[np.generic]
@@ -165,9 +171,6 @@ class Features(NamedTuple):
         return {"features": features, **{name: batch[name] for name in batch if name not in replaced}}
 
 
-# -------------------------------------------------------------------------------------------- batches
-
-
 class Batches:
     """The training batches of one process, addressed by step: `batches[step]`, 0 <= step < steps.
 
@@ -180,7 +183,8 @@ class Batches:
         buckets: padded lengths in samples, see `choose_buckets`.
         steps: length of the run, any number of epochs.
         seed: 0 or more.
-        do_normalize: of the model's `text.Preprocessor`.
+        do_normalize: the model's `Preprocessor.do_normalize`.
+        process_index, process_count: which process this is, of how many.
     """
 
     def __init__(
@@ -196,7 +200,7 @@ class Batches:
         process_count: int = 1,
     ):
         if seed < 0:
-            raise UserError(f"the seed must be 0 or more, got {seed}")
+            raise UserError(field="seed", found=seed, expected="0 or more")
         self.clips = clips
         self.lengths = _lengths(clips)  # [n]
         self.buckets = tuple(buckets)
@@ -244,13 +248,15 @@ class Batches:
 def train_iterator(
     batches: Batches, *, start_step: int = 0, threads: int = 2, prefetch: int = 8
 ) -> grain.DatasetIterator[Batch]:
-    """Iterate over `batches` from `start_step`, made by `threads` threads up to `prefetch` batches ahead.
+    """Iterates over `batches` from `start_step`; `threads` threads make up to `prefetch` batches ahead.
 
-    `get_state()` and `set_state(state)` name the next step in a small JSON-able dict; they are what
-    orbax checkpoints. Prefetched batches are not part of the state.
+    `get_state()` and `set_state(state)` name the next step in a small JSON-able dict, which is what orbax
+    checkpoints. Prefetched batches are not part of the state.
     """
     if not 0 <= start_step <= len(batches):
-        raise UserError(f"cannot start at step {start_step} of a run of {len(batches)} steps")
+        raise UserError(
+            field="start step", found=start_step, expected=f"0 to {len(batches)}, the run's steps"
+        )
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     iterator = iter(grain.MapDataset.source(batches).to_iter_dataset(options))
     iterator.set_state({**iterator.get_state(), "next_index": start_step})
@@ -266,7 +272,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Every clip once, longest first: if the memory does not suffice, the first batch tells.
+    """Every clip once, longest first: if the memory does not suffice, the first batch shows it.
 
     Arguments as for `Batches`. Filler rows are the last ones of the last batch.
     """

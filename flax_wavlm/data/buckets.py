@@ -1,4 +1,4 @@
-"""TODO."""
+"""Which padded lengths a data set's batches get: the few that pad least."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 
 from flax_wavlm.errors import UserError
-
-# -------------------------------------------------------------------------------------------- buckets
 
 
 def choose_buckets(
@@ -21,32 +19,42 @@ def choose_buckets(
 ) -> tuple[int, ...]:
     """The padded lengths, at most `n_buckets`, that pad clips of these lengths [n] least. Ascending.
 
-    Least over all ways to put the clips into full batches. Of those k must have an N that holds clip number
-    (k - 1) batch_size + 1 of the longest, since so many clips do not fit fewer; clips sorted and cut have no
-    more than that. So only those lengths count, and dynamic programming over the m distinct ones is exact, in
-    O(n log n + n_buckets m^2).
+    "Least" is over all ways to put the clips into full batches. Sort the clips, longest first. In any
+    batching, k of the batches must be long enough for clip number (k - 1) batch_size + 1, because that many
+    clips do not fit into k - 1 batches. Cutting the sorted clips into batches needs no more than that. So
+    only the longest clip of each such batch counts, and dynamic programming over the m distinct lengths of
+    those is exact. It takes O(n log n + n_buckets m^2) operations.
 
     Args:
-        batch_size: of the batches, all full but for one.
-        min_batches: in a bucket; clips that share a bucket of one batch would meet in every epoch. Fewer
-            where else there would not be enough batches for all buckets.
-        multiple: of which every bucket is one, in samples: a frame of WavLM's conv stem.
-        frame_count: the model's, for arrays; where given, every bucket has an even number of frames, as
+        lengths: samples of each clip.
+        batch_size: clips in a batch; every batch is full, except one.
+        min_batches: batches in a bucket, at least: clips that share a bucket of one batch would meet in every
+            epoch. Lower where there are not enough batches for all buckets.
+        multiple: every bucket is a multiple of this number of samples: a frame of WavLM's conv stem.
+        frame_count: the model's, for arrays. Where given, every bucket has an even number of frames, as
             GPUs want it (cuDNN's attention needs it). That adds a frame to every other bucket.
+    Raises:
+        UserError: no clips, or no buckets.
     """
     if len(lengths) == 0:
-        raise UserError("no clips to choose bucket lengths for")
+        raise UserError("there are no clips to choose bucket lengths for")
     if n_buckets < 1:
-        raise UserError(f"at least one bucket is needed, got {n_buckets}")
+        raise UserError(field="data.buckets", found=n_buckets, expected="1 or more")
     longest = np.sort(np.asarray(lengths, np.int64))[::-1][::batch_size]  # of each batch, [S]
     rounded = -(-longest // multiple) * multiple
     if frame_count is not None:
         rounded += multiple * (frame_count(rounded) % 2)
     sizes, batches = np.unique(rounded, return_counts=True)  # [m]
-    below = np.concatenate([[0], np.cumsum(batches)])  # [m + 1], batches in the first i sizes
-    m = len(sizes)
     min_batches = max(1, min(min_batches, len(longest) // n_buckets))
+    return _least_padding(sizes, batches, n_buckets, min_batches)
 
+
+def _least_padding(
+    sizes: np.ndarray, batches: np.ndarray, n_buckets: int, min_batches: int
+) -> tuple[int, ...]:
+    """The buckets among `sizes` [m], ascending, that pad `batches` [m] of these sizes least."""
+    m = len(sizes)
+    below = np.concatenate([[0], np.cumsum(batches)])  # [m + 1], batches in the first i sizes
     # cost[j]: fewest padded samples, over the batch size, that hold the first j sizes in the buckets so far.
     # Doubles are exact here: 2**53 samples are 18,000 years.
     cost = np.full(m + 1, np.inf)

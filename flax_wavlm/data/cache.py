@@ -1,34 +1,32 @@
 """Arrays of unequal lengths kept on the disk between runs: decoded clips, and features of clips.
 
 A cache is a folder with two files, `arrays` and `index.json`. It is written under another name, flushed to
-the disk and renamed, so that it is there whole or not at all, whatever is killed and however many processes
-make it at once: the first to be ready wins, and the others use what it made. Its name ends in a hash of
-everything that its contents depend on, and nothing in it is ever changed. It may be removed at any time.
+the disk and renamed. So it is there whole or not at all, whatever is killed and however many processes make
+it at once: the first to be ready wins, and the others use what it made. Its name ends in a hash of everything
+that its contents depend on, and nothing in it is ever changed. It may be removed at any time.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
-import time
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
+
+from flax_wavlm.errors import reason
+from flax_wavlm.files import flush_to_disk, folder_beside, move_folder
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 ALIGNMENT = 64  # bytes
-ABANDONED = 24 * 3600  # seconds after its last write until a half-written cache counts as a dead process's
 
 
 def file_identity(file: Path) -> list[Any]:
-    """What shows that a file is another one than before: its path, size in bytes and time of change in ns."""
+    """What changes when a file does: its path, size in bytes and time of change in ns."""
     try:
         stat = file.stat()
     except OSError:
@@ -44,9 +42,10 @@ def cached(
     Where the folder cannot be written (read-only, full), a warning says so and the arrays are in memory.
 
     Args:
-        name: what messages call it.
+        folder: where caches lie; made if need be.
+        name: what messages call the arrays.
         depends_on: everything that the arrays depend on, as JSON can hold it.
-        make: gives them in order; None stands for one that does not exist. Called only where needed.
+        make: gives the arrays in order; None stands for one that does not exist. Called only where needed.
     """
     key = hashlib.sha256(json.dumps([FORMAT, depends_on]).encode()).hexdigest()
     place = folder / f"{name}-{key[:16]}"
@@ -60,14 +59,14 @@ def cached(
     except OSError as error:
         log.warning(
             "%s: the cache %s cannot be written (%s), so this run keeps all in memory and the next makes it "
-            'again; make room, or name another folder with --config.data.cache ("none": no cache)',
+            'again; make room, or set data.cache to another folder ("none": no cache)',
             name,
             place,
-            error.strerror or error,
+            reason(error),
         )
         return list(make())
     arrays = _read(place, key)
-    return list(make()) if arrays is None else arrays  # None: somebody removes caches at this moment
+    return list(make()) if arrays is None else arrays  # None: somebody has removed it just now
 
 
 def _read(place: Path, key: str) -> list[np.ndarray | None] | None:
@@ -90,20 +89,13 @@ def _read(place: Path, key: str) -> list[np.ndarray | None] | None:
 
 
 def _view(data: np.ndarray, offset: int, dtype: str, shape: Sequence[int]) -> np.ndarray:
-    # As a plain array: np.memmap's own slices are slow to make.
+    # Not a slice of np.memmap, which is slow to make.
     count = int(np.prod(shape))
     return np.frombuffer(data, np.dtype(dtype), count, offset).reshape(shape)
 
 
 def _write(place: Path, key: str, make: Callable[[], Iterable[np.ndarray | None]]) -> None:
-    writing = f".{place.name}.writing-"
-    for left in place.parent.glob(f"{writing}*"):
-        with contextlib.suppress(OSError):  # another process may remove it too
-            if time.time() - max(path.stat().st_mtime for path in (left, *left.iterdir())) > ABANDONED:
-                shutil.rmtree(left)
-    scratch = place.parent / f"{writing}{uuid.uuid4().hex}"
-    scratch.mkdir(parents=True)
-    try:
+    with folder_beside(place) as scratch:
         entries: list[tuple[int, str, tuple[int, ...]] | None] = []
         with (scratch / "arrays").open("wb") as file:
             for array in make():
@@ -114,24 +106,12 @@ def _write(place: Path, key: str, make: Callable[[], Iterable[np.ndarray | None]
                 entries.append((file.tell(), array.dtype.name, array.shape))
                 file.write(array.tobytes())
             size = file.tell()
-            _flush(file)
+            flush_to_disk(file)
         with (scratch / "index.json").open("w") as file:
             json.dump({"entries": entries, "bytes": size, "checksum": _checksum(key, entries, size)}, file)
-            _flush(file)
-        try:
-            scratch.rename(place)
-        except OSError:
-            if not place.exists():  # else another process was faster, and its arrays are the same
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            flush_to_disk(file)
+        move_folder(scratch, place)  # else another process was faster, and its arrays are the same
 
 
 def _checksum(key: str, entries: Sequence[Any], size: int) -> str:
     return hashlib.sha256(json.dumps([key, entries, size]).encode()).hexdigest()
-
-
-def _flush(file: IO[Any]) -> None:
-    """To the disk itself: else a rename can outlive a power cut that the contents do not."""
-    file.flush()
-    os.fsync(file.fileno())

@@ -1,4 +1,7 @@
-"""TODO."""
+"""Utterances to clips: decodes audio once, encodes text, and says why a clip cannot be used.
+
+N  samples of a clip at 16 kHz      L  labels of a clip
+"""
 
 import functools
 import logging
@@ -23,9 +26,6 @@ log = logging.getLogger(__name__)
 LONG_SECONDS = 60  # longer clips are announced
 
 
-# ---------------------------------------------------------------------------------------------- clips
-
-
 @dataclass(frozen=True, eq=False)
 class Clip:
     """One decoded utterance that can be trained on or evaluated."""
@@ -38,72 +38,91 @@ class Clip:
 
     @functools.cached_property
     def mean_and_scale(self) -> tuple[np.float32, np.float32]:
+        """See `flax_wavlm.data.preprocessor.mean_and_scale`; computed once."""
         return mean_and_scale(self.samples)
 
 
-def min_ctc_frames(labels: np.ndarray) -> int:
-    """Fewest frames in which CTC can say `labels` [L]: equal neighbours need a blank between them."""
-    return len(labels) + int(np.count_nonzero(labels[1:] == labels[:-1]))
-
-
-def decode_clips(
+def usable_clips(
     utterances: Sequence[Utterance],
     tokenizer: Targets,
     *,
     frame_count: Callable[[int], int],
+    name: str = "clips",
     max_seconds: float | None = None,
     drop_infeasible: bool = True,
     threads: int | None = None,
     cache: Path | None = None,
-    name: str = "clips",
 ) -> tuple[list[Clip], list[Skipped]]:
-    """Decode every utterance once, in parallel; keep the order.
+    """Decodes every utterance once, in parallel, and keeps the order.
+
+    The log says how many clips there are, what was skipped and why, which clips only an evaluation keeps, and
+    which are so long that memory may not suffice.
 
     Args:
         frame_count: the model's frames for a number of samples.
+        name: what messages call the utterances: the split.
         max_seconds: skip clips of this length *and longer* (the seed's recipe: shorter than 4.0 s).
-        drop_infeasible: skip clips that nothing can be learnt from: labels that do not fit their frames,
-            silence (all zeros, or no more than dither), a text of which most is outside the vocabulary. For
-            training. An evaluation keeps them, for it must not choose its test set: their text is scored
-            like any other, and the loss masks those that do not fit.
+        drop_infeasible: skip clips that nothing can be learnt from, see `unlearnable`. For training. An
+            evaluation keeps them, because it must not choose its test set: their text is scored like any
+            other, and the loss masks those whose labels do not fit.
         threads: None = what `ThreadPoolExecutor` chooses.
         cache: the folder to keep decoded audio in, see `decode_audio`; None = in memory.
-        name: what messages call the utterances.
-
-    Returns the clips, and each clip that cannot be used with its reason, "kind: details".
+    Returns:
+        The clips, and each clip that cannot be used with its reason, "kind: details".
+    Raises:
+        UserError: no clip is left.
     """
-    max_samples = math.inf if max_seconds is None else max_seconds * SAMPLE_RATE
-
-    def judge(utterance: Utterance, samples: np.ndarray | UserError) -> Clip | Skipped:
-        text = tokenizer.normalise(utterance.text)
-        if not text:
-            return Skipped(utterance.id, f"no text after normalisation: {utterance.text!r}")
-        try:
-            labels = np.asarray(tokenizer.encode(text), np.int32)
-        except UserError as error:
-            return Skipped(utterance.id, f"unusable text: {error}")
-        if isinstance(samples, UserError):
-            return Skipped(utterance.id, f"unreadable audio: {samples}")
-        if len(samples) >= max_samples:
-            seconds = len(samples) / SAMPLE_RATE
-            return Skipped(utterance.id, f"too long: {seconds:.2f} s, must be under {max_seconds:g} s")
-        frames = frame_count(len(samples))
-        if frames < 1:
-            return Skipped(utterance.id, f"too short: {len(samples)} samples make no frame")
-        clip = Clip(utterance.id, samples, labels, text, utterance.speaker)
-        if drop_infeasible and (reason := unlearnable(clip, tokenizer, frames)):
-            return Skipped(utterance.id, reason)
-        return clip
-
     audio = decode_audio(utterances, threads=threads, cache=cache, name=name)
-    judged = [judge(utterance, samples) for utterance, samples in zip(utterances, audio, strict=True)]
+    judged = [
+        _judge(utterance, samples, tokenizer, frame_count, max_seconds, drop_infeasible)
+        for utterance, samples in zip(utterances, audio, strict=True)
+    ]
     clips = [clip for clip in judged if isinstance(clip, Clip)]
     skipped = [clip for clip in judged if isinstance(clip, Skipped)]
+    _report(name, clips, skipped, tokenizer, frame_count)
+    if not clips:
+        raise UserError(
+            f"none of the {len(utterances)} clips can be used", where=name, do="see the reasons above"
+        )
     return clips, skipped
 
 
+def _judge(
+    utterance: Utterance,
+    samples: np.ndarray | UserError,
+    tokenizer: Targets,
+    frame_count: Callable[[int], int],
+    max_seconds: float | None,
+    drop_infeasible: bool,
+) -> Clip | Skipped:
+    """The clip of one utterance, or why it cannot be used. Arguments as for `usable_clips`."""
+    text = tokenizer.normalise(utterance.text)
+    if not text:
+        return Skipped(utterance.id, f"no text after normalisation: {utterance.text!r}")
+    try:
+        labels = np.asarray(tokenizer.encode(text), np.int32)
+    except UserError as error:
+        return Skipped(utterance.id, f"unusable text: {error}")
+    if isinstance(samples, UserError):
+        return Skipped(utterance.id, f"unreadable audio: {samples}")
+    if len(samples) >= (math.inf if max_seconds is None else max_seconds * SAMPLE_RATE):
+        seconds = len(samples) / SAMPLE_RATE
+        return Skipped(utterance.id, f"too long: {seconds:.2f} s, must be under {max_seconds:g} s")
+    frames = frame_count(len(samples))
+    if frames < 1:
+        return Skipped(utterance.id, f"too short: {len(samples)} samples make no frame")
+    clip = Clip(utterance.id, samples, labels, text, utterance.speaker)
+    if drop_infeasible and (reason := unlearnable(clip, tokenizer, frames)):
+        return Skipped(utterance.id, reason)
+    return clip
+
+
 def unlearnable(clip: Clip, tokenizer: Targets, frames: int) -> str:
-    """Why nothing can be learnt from a clip, "kind: details"; "" where something can."""
+    """Why nothing can be learnt from a clip of `frames` frames, "kind: details"; "" where something can.
+
+    Either its labels do not fit its frames, or it is silent (all zeros, or no more than dither), or most of
+    its text is outside the vocabulary.
+    """
     needed = min_ctc_frames(clip.labels)
     if needed > frames:
         return f"labels longer than frames: {needed} frames needed, {frames} there"
@@ -115,15 +134,20 @@ def unlearnable(clip: Clip, tokenizer: Targets, frames: int) -> str:
     return ""
 
 
+def min_ctc_frames(labels: np.ndarray) -> int:
+    """Fewest frames in which CTC can say `labels` [L]: equal neighbours need a blank between them."""
+    return len(labels) + int(np.count_nonzero(labels[1:] == labels[:-1]))
+
+
 def decode_audio(
     utterances: Sequence[Utterance], *, threads: int | None, cache: Path | None, name: str
 ) -> Iterable[np.ndarray | UserError]:
     """Each utterance's samples as `read_audio` gives them, or the reason why there are none, in order.
 
     With a `cache`, samples are kept there in the type that they have (int16, or float32 where the file is not
-    16-bit PCM at 16 kHz), under a name that changes with any file's name, size or time of change. Whatever
-    could not be read is tried again every time. Utterances whose audio is not a file (a data set of the hub)
-    are not cached: nothing tells reliably that they are the same ones.
+    16-bit PCM at 16 kHz), under a name that changes with any file's name, size or time of change. A file that
+    could not be read is tried again every time. Utterances whose audio is not a file (a dataset of the hub)
+    are not cached, because nothing tells reliably that they are the same ones.
     """
 
     def decode(utterance: Utterance) -> np.ndarray | UserError:
@@ -156,30 +180,14 @@ def decode_audio(
     )
 
 
-def usable_clips(
-    utterances: Sequence[Utterance],
-    tokenizer: Targets,
-    *,
+def _report(
     name: str,
+    clips: Sequence[Clip],
+    skipped: Sequence[Skipped],
+    tokenizer: Targets,
     frame_count: Callable[[int], int],
-    max_seconds: float | None = None,
-    drop_infeasible: bool = True,
-    cache: Path | None = None,
-) -> tuple[list[Clip], list[Skipped]]:
-    """`decode_clips` of a split called `name`, with what was skipped and why in the log.
-
-    Named there too: clips that only an evaluation keeps, and clips so long that memory may not suffice.
-    Raises UserError where no clip is left.
-    """
-    clips, skipped = decode_clips(
-        utterances,
-        tokenizer,
-        frame_count=frame_count,
-        max_seconds=max_seconds,
-        drop_infeasible=drop_infeasible,
-        cache=cache,
-        name=name,
-    )
+) -> None:
+    """Logs what `usable_clips` promises."""
     hours = sum(len(clip.samples) for clip in clips) / SAMPLE_RATE / 3600
     log.info("%s: %d clips, %.2f hours", name, len(clips), hours)
     if skipped:
@@ -201,9 +209,6 @@ def usable_clips(
         )
     if unknown := set().union(*(tokenizer.unknown_characters(clip.text) for clip in clips)):
         log.warning("%s: characters outside the vocabulary, read as unknown: %s", name, sorted(unknown))
-    if not clips:
-        raise UserError(f"{name}: none of the {len(utterances)} clips can be used (see the reasons above)")
-    return clips, skipped
 
 
 def describe_skipped(skipped: Sequence[Skipped], examples: int = 3, verb: str = "skipped") -> str:

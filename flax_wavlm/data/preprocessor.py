@@ -1,4 +1,9 @@
-"""TODO."""
+"""Samples to the model's input, as the checkpoint's Hugging Face feature extractor makes it.
+
+A clip's mean and scale are computed on the host (`mean_and_scale`), and used on the device (`input_values`).
+
+    N  samples of a clip, or padded samples of a batch      B  rows of a batch
+"""
 
 from __future__ import annotations
 
@@ -6,15 +11,27 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flax_wavlm.data.audio import SAMPLE_RATE
 from flax_wavlm.errors import UserError
 from flax_wavlm.files import exists, local_folder, read_json_object
 
-_PREPROCESSOR_FILES = ["preprocessor_config.json", "processor_config.json"]
+PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+INPUTS = ("samples", "mean", "scale", "lengths")  # the part of a batch that is the model's input
+
+# What a preprocessor must say, and what it says where it leaves a field out: transformers' defaults.
+_REQUIRED = {
+    "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+    "feature_size": 1,
+    "sampling_rate": SAMPLE_RATE,
+    "padding_value": 0.0,
+}
+_FLAGS = {"do_normalize": True, "return_attention_mask": False}
 
 
 @dataclass(frozen=True)
@@ -27,7 +44,7 @@ class Preprocessor:
 
     do_normalize: bool
     return_attention_mask: bool
-    sampling_rate: int = 16_000
+    sampling_rate: int = SAMPLE_RATE
 
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | Path) -> Preprocessor:
@@ -36,36 +53,22 @@ class Preprocessor:
         Fields that are left out have transformers' defaults. Raises UserError where the file is missing or
         describes another kind of input than 16 kHz samples.
         """
-        folder = local_folder(folder_or_hub_id, _PREPROCESSOR_FILES)
-        file = folder / "preprocessor_config.json"
-        if not exists(file) and exists(folder / "processor_config.json"):
-            file = folder / "processor_config.json"
-            fields = read_json_object(file, "a feature extractor's settings").get("feature_extractor")
-            if not isinstance(fields, dict):
-                raise UserError(
-                    f"{file}: feature_extractor is {fields!r}, expected an object. Save the checkpoint's "
-                    "Wav2Vec2FeatureExtractor into the folder."
-                )
-        else:
-            fields = read_json_object(file, "a feature extractor's settings")
-        defaults = {
-            "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-            "feature_size": 1,
-            "sampling_rate": 16_000,
-            "padding_value": 0.0,
-        }
-        for field, expected in defaults.items():
+        file, fields = _read_fields(local_folder(folder_or_hub_id, PREPROCESSOR_FILES))
+        for field, expected in _REQUIRED.items():
             if (found := fields.get(field, expected)) != expected:
                 raise UserError(
-                    f"{file}: {field} is {found!r}, expected {expected!r}. This is not a WavLM checkpoint's "
-                    "preprocessor: take the one of the checkpoint that you fine-tune."
+                    where=file,
+                    field=field,
+                    found=found,
+                    expected=repr(expected),
+                    do="this is not a WavLM checkpoint's preprocessor: take that of the checkpoint that you "
+                    "fine-tune",
                 )
-        flags = {"do_normalize": True, "return_attention_mask": False}
-        for field, default in flags.items():
-            flags[field] = fields.get(field, default)
-            if type(flags[field]) is not bool:
+        flags = {field: fields.get(field, default) for field, default in _FLAGS.items()}
+        for field, value in flags.items():
+            if type(value) is not bool:
                 raise UserError(
-                    f"{file}: {field} is {flags[field]!r}, expected true or false. Correct the file."
+                    where=file, field=field, found=value, expected="true or false", do="correct the file"
                 )
         return cls(**flags)
 
@@ -98,6 +101,24 @@ class Preprocessor:
         return (x - mean) * scale
 
 
+def _read_fields(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The feature extractor's settings in a checkpoint's folder, and the file that holds them."""
+    what = "a feature extractor's settings"
+    file, inside_processor = (folder / name for name in PREPROCESSOR_FILES)
+    if exists(file) or not exists(inside_processor):
+        return file, read_json_object(file, what)
+    fields = read_json_object(inside_processor, what).get("feature_extractor")
+    if not isinstance(fields, dict):
+        raise UserError(
+            where=inside_processor,
+            field="feature_extractor",
+            found=fields,
+            expected="an object",
+            do="save the checkpoint's Wav2Vec2FeatureExtractor into the folder",
+        )
+    return inside_processor, fields
+
+
 def full_scale(samples: np.ndarray) -> np.ndarray:
     """Samples [N] as float32 of full scale 1.0; int16 ones are taken as /32768, which is exact."""
     x = np.asarray(samples, np.float32)
@@ -110,14 +131,11 @@ def mean_and_scale(samples: np.ndarray) -> tuple[np.float32, np.float32]:
     return x.mean(), 1 / np.sqrt(x.var() + np.float32(1e-7))
 
 
-INPUTS = ("samples", "mean", "scale", "lengths")  # the part of a batch that is the model's input
-
-
 def input_values(batch: Mapping[str, jax.Array]) -> jax.Array:
-    """The model's input [B, N] float32, under jit, from a batch as `batches.py` makes it.
+    """The model's input [B, N] float32, under jit, from the INPUTS of a batch of `flax_wavlm.data.batches`.
 
     Each row is what `Preprocessor.__call__` gives for its clip, bit for bit, and zero after it. The sums over
-    a clip are made on the host, once: here they would depend on padding and device.
+    a clip are not made here, because they would depend on padding and device.
     """
     samples = batch["samples"]
     x = samples.astype(jnp.float32)

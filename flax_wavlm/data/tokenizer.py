@@ -15,19 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flax_wavlm.errors import UserError, reason
+from flax_wavlm.errors import UserError, reason, shown, some
 from flax_wavlm.files import exists, local_folder, read_json_object
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2CTCTokenizer
 
-
 WORD_DELIMITER = "|"
 UNKNOWN = "[UNK]"
 PAD = "[PAD]"
+TOKENIZER_FILES = ("vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 _DELETED = str.maketrans("", "", ',?.!-;:"')
-_TOKENIZER_FILES = ["vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
 
 
 def normalise(text: str) -> str:
@@ -49,15 +48,16 @@ def vocabulary(texts: Iterable[str]) -> dict[str, int]:
     characters = set().union(*texts) - {" ", WORD_DELIMITER}
     if not characters:
         raise UserError(
-            "The vocabulary would be empty: no text holds a single character. Expected the corpus's "
-            "transcripts; check the data's text column."
+            "the vocabulary would be empty, as no text holds a single character",
+            expected="the corpus's transcripts",
+            do="check the data's text column",
         )
     ordered = sorted(characters, key=lambda c: (not c.isalpha(), c))
     return {token: id for id, token in enumerate([*ordered, WORD_DELIMITER, UNKNOWN, PAD])}
 
 
 class CTCTokenizer:
-    """transformers' Wav2Vec2CTCTokenizer with the few things a CTC model asks of it.
+    """transformers' Wav2Vec2CTCTokenizer, reduced to what a CTC model needs.
 
     Attributes:
         blank_id: the CTC blank, which is the pad token's id.
@@ -78,15 +78,21 @@ class CTCTokenizer:
             # transformers adds a missing pad token behind the vocabulary, where no trained head has a column.
             if token not in tokenizer.encoder:
                 raise UserError(
-                    f"{source}: the {role} {token!r} is not in vocab.json. Expected it among the "
-                    f"{len(tokenizer.encoder)} tokens there; name the right one in tokenizer_config.json."
+                    f"the {role} {token!r} is not in vocab.json",
+                    where=source,
+                    expected=f"it among the {len(tokenizer.encoder)} tokens there",
+                    do="name the right one in tokenizer_config.json",
                 )
         self.size = len(tokenizer)
         ids = Counter(tokenizer.get_vocab().values())
         if wrong := sorted((set(range(self.size)) ^ set(ids)) | {id for id in ids if ids[id] > 1}):
             raise UserError(
-                f"{source}: token ids that are missing, repeated or too high: {wrong[:10]}. Expected each of "
-                f"0 to {self.size - 1} once; correct vocab.json (and added_tokens.json)."
+                "token ids are missing, repeated or too high",
+                where=source,
+                field="token ids",
+                found=wrong,
+                expected=f"each of 0 to {self.size - 1} once",
+                do="correct vocab.json (and added_tokens.json)",
             )
         self._tokenizer = tokenizer
         self.blank_id: int = tokenizer.pad_token_id
@@ -123,23 +129,27 @@ class CTCTokenizer:
         """
         from transformers import Wav2Vec2CTCTokenizer
 
-        folder = local_folder(folder_or_hub_id, _TOKENIZER_FILES)
+        folder = local_folder(folder_or_hub_id, TOKENIZER_FILES)
         vocab = read_json_object(folder / "vocab.json", "a CTC tokenizer's vocabulary")
         for token, id in vocab.items():
             if type(id) is not int or id < 0:
                 raise UserError(
-                    f"{folder / 'vocab.json'}: token {token!r} has the id {str(id)[:80]}, expected a whole "
-                    "number from 0. Vocabularies nested by language are not supported: keep one language's."
+                    f"token {shown(token)} has the id {str(id)[:80]}",
+                    where=folder / "vocab.json",
+                    expected="a whole number from 0",
+                    do="vocabularies nested by language are not supported, so keep one language's",
                 )
-        for name in _TOKENIZER_FILES[1:]:
+        for name in TOKENIZER_FILES[1:]:
             if exists(folder / name):
                 read_json_object(folder / name, "a tokenizer's settings")
         try:
             tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(str(folder), local_files_only=True)
-        except Exception as error:  # its files can be wrong in as many ways as transformers has exceptions
+        except Exception as error:  # transformers' exceptions for wrong files share no base class
             raise UserError(
-                f"{folder}: transformers cannot load the tokenizer: {reason(error)}. Expected vocab.json "
-                f"and tokenizer_config.json as Wav2Vec2CTCTokenizer.save_pretrained writes them."
+                f"transformers cannot load the tokenizer ({reason(error)})",
+                where=folder,
+                expected="vocab.json and tokenizer_config.json as Wav2Vec2CTCTokenizer.save_pretrained "
+                "writes them",
             ) from error
         return cls(tokenizer, source=str(folder))
 
@@ -155,14 +165,15 @@ class CTCTokenizer:
         ids = [self._tokenizer.unk_token_id if id is None else id for id in found]
         if None in ids:
             raise UserError(
-                f"Text {text!r} has characters outside the vocabulary, "
-                f"{sorted(self.unknown_characters(text))}, and the tokenizer has no unknown token. "
-                "Remove them, or name an unk_token in tokenizer_config.json."
+                f"text {shown(text)} has characters outside the vocabulary, "
+                f"{some(sorted(self.unknown_characters(text)))}, and the tokenizer has no unknown token",
+                do="remove them, or name an unk_token in tokenizer_config.json",
             )
         if self.blank_id in ids:
             raise UserError(
-                f"Text {text!r} spells the pad token {self.token(self.blank_id)!r}, which is the CTC blank "
-                "and cannot be a label. Remove it from the transcript."
+                f"text {shown(text)} spells the pad token {self.token(self.blank_id)!r}, which is the CTC "
+                "blank and cannot be a label",
+                do="remove it from the transcript",
             )
         return ids
 
@@ -170,7 +181,7 @@ class CTCTokenizer:
         """Text of [T] ids, as transformers' own `decode` gives it.
 
         `collapsed=False` takes the argmax of every frame, merges repeats and drops blanks. `collapsed=True`
-        takes ids that went through this already (or labels), and leaves the "ll" of "hello" alone. Special
+        takes labels, or ids whose repeats were merged before, and leaves the "ll" of "hello" alone. Special
         tokens other than the blank appear as they are spelt, as in transformers' ASR pipeline.
         """
         return self._tokenizer.decode([int(id) for id in ids], group_tokens=not collapsed)
@@ -185,7 +196,7 @@ class CTCTokenizer:
         return {c for c in set(text) if any(t not in known for t in self._tokenizer.tokenize(c))}
 
     def unknown_share(self, text: str) -> float:
-        """Which part of a normalised text's characters, spaces apart, the vocabulary lacks: 0 to 1."""
+        """The share of a normalised text's characters, spaces left out, that the vocabulary lacks: 0 to 1."""
         unknown, characters = self.unknown_characters(text), text.replace(" ", "")
         return sum(c in unknown for c in characters) / max(1, len(characters))
 

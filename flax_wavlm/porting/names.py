@@ -1,10 +1,8 @@
-"""TODO."""
+"""Other spellings of Hugging Face's tensor names: older weight norm, torchaudio's, Microsoft's."""
 
 from __future__ import annotations
 
 import re
-
-# --- Other spellings of Hugging Face's names ----------------------------------------------------------------
 
 # Applied in this order to names without the prefix "wavlm.". No two formats disagree on a spelling.
 SPELLINGS = tuple(
@@ -49,7 +47,7 @@ JOINT = re.compile(r"(.*\.attention)\.attention\.in_proj_(weight|bias)")  # torc
 def canonical_names(spelled: str) -> list[str]:
     """Hugging Face's name in WavLMForCTC for any known spelling; three names for a joint q, k, v projection.
 
-    A name that is not known comes back recognisable, and then has no place in the table.
+    An unknown name comes back nearly as it was spelled, and the table has no place for it.
     """
     name = spelled.removeprefix("wavlm.")
     for pattern, replacement in SPELLINGS:

@@ -1,27 +1,33 @@
-"""TODO."""
+"""A model as a Hugging Face folder, and the tokenizer and preprocessor files that go with it."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from flax_wavlm.errors import UserError, reason
-from flax_wavlm.files import read_json_object
+from flax_wavlm.data.preprocessor import PREPROCESSOR_FILES
+from flax_wavlm.data.tokenizer import TOKENIZER_FILES
+from flax_wavlm.errors import cannot_write
+from flax_wavlm.files import read_json_object, replaced, write_atomically
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.heads import WavLMForCTC
 from flax_wavlm.models.parameters import Params, flatten, split
 from flax_wavlm.porting.table import MASK_EMBEDDING, has_mask_embedding, table
 
+# The files of a checkpoint's folder, beside weights and configuration, that say how to use it.
+SIDE_FILES = (*PREPROCESSOR_FILES, *TOKENIZER_FILES)
+
 
 def hf_tensors(config: WavLMConfig, params: Params) -> dict[str, np.ndarray]:
-    """The parameters (or a tree of the same form: gradients) as Hugging Face's WavLMForCTC names them."""
+    """The parameters, or a tree of the same form such as their gradients, by Hugging Face's names.
+
+    Where arrays are spread over several processes, all must call: the arrays are gathered.
+    """
     host = {}
     for path, leaf in flatten(params):
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
@@ -37,8 +43,10 @@ def hf_tensors(config: WavLMConfig, params: Params) -> dict[str, np.ndarray]:
 def save_model(model: WavLMForCTC, folder: Path) -> None:
     """Writes config.json and model.safetensors for `transformers.WavLMForCTC.from_pretrained`.
 
-    The weights file is whole or absent: it is written beside its place and renamed. In a run of several
-    processes all must call; the first one writes.
+    Each file is written beside its place and renamed, the weights last: a folder that has weights is whole.
+    In a run of several processes all must call; the first one writes.
+
+    Raises UserError where the folder cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -48,27 +56,12 @@ def save_model(model: WavLMForCTC, folder: Path) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
-            weights = Path(scratch) / "model.safetensors"
+        with replaced(folder / "model.safetensors") as weights:
             # transformers refuses a file that does not say which framework it is for.
             save_file(tensors, weights, metadata={"format": "pt"})
-            config = Path(scratch) / "config.json"
-            config.write_text(json.dumps(model.config.to_hf(), indent=2) + "\n")
-            for path in (config, weights):
-                os.replace(path, folder / path.name)
+            write_atomically(folder / "config.json", json.dumps(model.config.to_hf(), indent=2) + "\n")
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder}: cannot be written: {reason(error)}; give another folder") from None
-
-
-# The other files of a checkpoint's folder that say how to use it.
-PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-SIDE_FILES = (
-    *PREPROCESSOR_FILES,
-    "tokenizer_config.json",
-    "vocab.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
+        raise cannot_write(folder, error, do="give another folder") from None
 
 
 def copy_side_files(source: Path, folder: Path) -> list[str]:

@@ -1,4 +1,7 @@
-"""TODO."""
+"""The reversible table between Hugging Face's tensors and our arrays: names, layouts, places.
+
+Loading and saving both read it, so that a checkpoint goes through them bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,10 @@ from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.heads import structure
 from flax_wavlm.models.parameters import flatten
 
-# --- The table ----------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Layout:
-    """How an array of torch's lies in ours: axes of size 1 that we drop, then a permutation."""
+    """How one of our arrays is made of torch's: axes of size 1 are dropped, then the axes are permuted."""
 
     dropped: tuple[int, ...] = ()
     axes: tuple[int, ...] | None = None
@@ -37,7 +38,7 @@ TAPS = Layout(dropped=(0, 1))  # [1, 1, taps] -> [taps]
 HEADS = Layout(dropped=(0, 2, 3))  # [1, H, 1, 1] -> [H]
 ALL = slice(None)
 
-# Hugging Face's name in WavLMForCTC | our path | layout | which part of a layer's array, where it is a part.
+# Hugging Face's name in WavLMForCTC | our path | layout | the part's index, where it is part of an array.
 # {conv} counts the convolutions; {layer} counts the encoder layers, which we stack along a leading axis.
 ROWS: tuple[tuple[Any, ...], ...] = (
     ("wavlm.masked_spec_embed", "wavlm.mask_embedding", SAME),
@@ -105,13 +106,13 @@ MASK_EMBEDDING = "wavlm.masked_spec_embed"
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of Hugging Face's and the part of one of our arrays that holds it."""
+    """One of Hugging Face's tensors, and the part of one of our arrays that holds it."""
 
     name: str
     path: tuple[str, ...]
     index: tuple[int | slice, ...]
     layout: Layout
-    shape: tuple[int, ...]  # Hugging Face's
+    shape: tuple[int, ...]  # the tensor's, in Hugging Face's layout
 
 
 def table(config: WavLMConfig) -> list[Entry]:

@@ -1,7 +1,9 @@
 """Proof that a conversion is right, on the user's own machine and by transformers' own PyTorch code.
 
-A check compares two readings of the same weights that share as little code as can be: tensors bit by bit,
-and what our model makes of a clip beside what transformers' makes of it, in float32 on the CPU.
+A check compares two readings of the same weights that share as little code as possible: the tensors bit by
+bit, and the outputs of our model and of transformers' for one clip, in float32 on the CPU.
+
+    N  samples      T  frames      V  outputs of the CTC head      D  width of the encoder
 """
 
 from __future__ import annotations
@@ -18,18 +20,16 @@ import numpy as np
 from flax import nnx
 
 from flax_wavlm.data.audio import FEW, SAMPLE_RATE, read_audio
-from flax_wavlm.data.preprocessor import Preprocessor
-from flax_wavlm.errors import UserError, reason
+from flax_wavlm.data.preprocessor import PREPROCESSOR_FILES, Preprocessor
+from flax_wavlm.errors import UserError, reason, some
 from flax_wavlm.models.heads import WavLMForCTC, structure
 from flax_wavlm.models.parameters import Params, merge, split
 from flax_wavlm.porting.convert import Conversion
-from flax_wavlm.porting.pretrained import open_weights
-from flax_wavlm.porting.save import PREPROCESSOR_FILES
+from flax_wavlm.porting.pretrained import PretrainedWeights, open_weights
 from flax_wavlm.porting.table import HEAD, MASK_EMBEDDING, has_mask_embedding
-from flax_wavlm.porting.weights import PretrainedWeights
 
-TOLERANCE = 1e-3  # of the largest difference; times the largest reference value where that is above 1
-CLIP_SECONDS = 10  # of the user's clip; attention's memory grows with the square
+TOLERANCE = 1e-3  # for the largest difference; times the largest reference value where that is above 1
+CLIP_SECONDS = 10  # that are used of the user's clip; attention's memory grows with the square
 
 
 class Check(NamedTuple):
@@ -44,12 +44,12 @@ class Check(NamedTuple):
 
 
 def verify(conversion: Conversion, clip: np.ndarray | None = None) -> list[Check]:
-    """Checks what `convert` wrote; right where every check has passed.
+    """Checks what `convert` wrote. The conversion is right if every check passes.
 
     - Every tensor of the source is in the written file, bit by bit (read as float32).
     - transformers' WavLMForCTC loads the folder, and gives the logits that ours gives.
     - Where the source is a Hugging Face folder itself: transformers' WavLMModel, reading the source, gives
-      the last hidden states that ours gives. That rests on nothing that we wrote.
+      the last hidden states that ours gives. This check reads nothing that we wrote.
 
     Args:
         clip: samples [N], mono at 16 kHz, float32 or int16; the first 10 s are used. None: `speech_like()`.
@@ -60,20 +60,18 @@ def verify(conversion: Conversion, clip: np.ndarray | None = None) -> list[Check
     from transformers import WavLMForCTC as TorchWavLMForCTC
     from transformers import WavLMModel
 
-    checkpoint, model, folder = conversion
+    weights, model, folder = conversion
     input_values = _input(clip, model.config.min_samples, folder)
-    checks = [_same_tensors(checkpoint, folder)]
+    checks = [_same_tensors(weights, folder)]
     logits, hidden = _forward(model, input_values)
     theirs = _reference(TorchWavLMForCTC, folder)
     checks.append(
         _compare(f"logits beside transformers' of {folder}", logits, theirs(input_values, "logits"))
     )
-    if Path(checkpoint.source).is_dir():
-        theirs = _reference(WavLMModel, Path(checkpoint.source))
+    if Path(weights.source).is_dir():
+        theirs = _reference(WavLMModel, Path(weights.source))
         reference = theirs(input_values, "last_hidden_state")
-        checks.append(
-            _compare(f"hidden states beside transformers' of {checkpoint.source}", hidden, reference)
-        )
+        checks.append(_compare(f"hidden states beside transformers' of {weights.source}", hidden, reference))
     return checks
 
 
@@ -81,20 +79,21 @@ def require_torch() -> None:
     """UserError where PyTorch is not installed."""
     if importlib.util.find_spec("torch") is None:
         raise UserError(
-            "--verify compares with transformers' PyTorch model and finds no PyTorch: pip install "
-            "'flax-wavlm[torch]'"
+            "verifying compares with transformers' PyTorch model, and PyTorch is not installed",
+            field="verify",
+            do="pip install 'flax-wavlm[torch]'",
         )
 
 
 def read_clip(file: str) -> np.ndarray:
-    """The user's clip, or the UserError that `audio.read_audio` gives."""
+    """The user's clip as samples [N]; UserError as `read_audio` raises it."""
     return read_audio(Path(file), missing_ok=FEW)
 
 
 def speech_like(seconds: float = 4.0) -> np.ndarray:
     """Always the same samples [N], float32 at 16 kHz: harmonics of a gliding pitch in syllables, and noise.
 
-    Not speech, but as loud, as quiet and as coloured: every part of the model has something to do.
+    It is not speech, but it has loud, quiet and coloured parts as speech has, which use all of the model.
     """
     time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     pitch = 120 + 30 * np.sin(2 * np.pi * 0.7 * time)  # Hz
@@ -111,8 +110,10 @@ def _input(clip: np.ndarray | None, min_samples: int, folder: Path) -> np.ndarra
     clip = speech_like() if clip is None else clip[: CLIP_SECONDS * SAMPLE_RATE]
     if len(clip) < min_samples:
         raise UserError(
-            f"the clip has {len(clip)} samples at 16 kHz, expected at least {min_samples}, one frame of the "
-            "model; give a longer --clip"
+            f"the clip has {len(clip)} samples at 16 kHz",
+            field="clip",
+            expected=f"at least {min_samples}, one frame of the model",
+            do="give a longer clip",
         )
     preprocess = Preprocessor(do_normalize=True, return_attention_mask=False)
     if any((folder / name).exists() for name in PREPROCESSOR_FILES):
@@ -143,15 +144,16 @@ def _reference(model_class: Any, folder: Path) -> Any:
             model, loading = model_class.from_pretrained(
                 folder, output_loading_info=True, dtype=torch.float32, local_files_only=True
             )
-        except Exception as error:  # its loading can fail in as many ways as it has file formats
+        except Exception as error:  # each file format has exceptions of its own
             raise UserError(
-                f"{folder}: transformers' {model_class.__name__} cannot load it ({type(error).__name__}: "
-                f"{reason(error)}), so there is nothing to compare with"
+                f"transformers' {model_class.__name__} cannot load it ({type(error).__name__}: "
+                f"{reason(error)}), so there is nothing to compare with",
+                where=folder,
             ) from error
     if missing := sorted(loading["missing_keys"]):
         raise UserError(
-            f"{folder}: transformers' {model_class.__name__} misses {len(missing)} tensors there: "
-            f"{', '.join(missing[:10])}"
+            f"transformers' {model_class.__name__} misses {len(missing)} tensors there: {some(missing)}",
+            where=folder,
         )
     model.eval()
 
@@ -190,14 +192,14 @@ def _compare(what: str, ours: np.ndarray, theirs: np.ndarray) -> Check:
     return Check(what, found, difference <= tolerance)  # False for NaN
 
 
-def _same_tensors(checkpoint: PretrainedWeights, folder: Path) -> Check:
-    """Every tensor of the source, bit by bit, and no other but those that `port.load_model` may make anew."""
-    what = f"tensors of {folder}, bit by bit beside those of {checkpoint.source}"
+def _same_tensors(weights: PretrainedWeights, folder: Path) -> Check:
+    """Every tensor of the source, bit by bit, and no others except those that `load_model` may initialise."""
+    what = f"tensors of {folder}, bit by bit beside those of {weights.source}"
     written = open_weights(folder).tensors
-    expected = dict(checkpoint.tensors)
-    if not has_mask_embedding(checkpoint.config):
+    expected = dict(weights.tensors)
+    if not has_mask_embedding(weights.config):
         expected.pop(MASK_EMBEDDING, None)  # transformers' model has no place for it
-    allowed = {*expected, MASK_EMBEDDING, *(() if checkpoint.has_head else HEAD)}
+    allowed = {*expected, MASK_EMBEDDING, *(() if weights.has_head else HEAD)}
     wrong = [
         *(f"{name} is missing" for name in expected if name not in written),
         *(f"{name} was not there" for name in written if name not in allowed),
@@ -208,8 +210,7 @@ def _same_tensors(checkpoint: PretrainedWeights, folder: Path) -> Check:
         ),
     ]
     if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        return Check(what, f"{len(wrong)} of {len(expected)} are wrong: {', '.join(wrong[:5])}{more}", False)
+        return Check(what, f"{len(wrong)} of {len(expected)} are wrong: {some(wrong, 5)}", False)
     fresh = len(written.keys() - expected.keys())
     return Check(what, f"all {len(expected)} equal" + (f", {fresh} new" if fresh else ""), True)
 

@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from flax_wavlm.data.preprocessor import Preprocessor
+from flax_wavlm.data.preprocessor import PREPROCESSOR_FILES, Preprocessor
 from flax_wavlm.data.tokenizer import CTCTokenizer, normalise
 from flax_wavlm.errors import UserError
 from flax_wavlm.files import write_atomically, writing
@@ -24,9 +24,7 @@ from flax_wavlm.models.heads import structure
 from flax_wavlm.models.parameters import Params, combine, count_parameters, partition, split
 from flax_wavlm.parallel import sharding
 from flax_wavlm.porting.load import load_model
-from flax_wavlm.porting.pretrained import open_weights
-from flax_wavlm.porting.save import PREPROCESSOR_FILES
-from flax_wavlm.porting.weights import PretrainedWeights
+from flax_wavlm.porting.pretrained import PretrainedWeights, open_weights
 from flax_wavlm.recognition.ctc_task import character_ctc
 from flax_wavlm.recognition.task import Task
 from flax_wavlm.training.config import ModelSettings

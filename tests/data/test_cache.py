@@ -1,3 +1,5 @@
+"""Arrays and decoded clips on the disk: whole or absent, made once, and the same as without a cache."""
+
 import json
 import multiprocessing
 import os
@@ -10,11 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from flax_wavlm import files
 from flax_wavlm.data import cache as cache_module
 from flax_wavlm.data import clips as clips_module
 from flax_wavlm.data.batches import eval_batches
 from flax_wavlm.data.cache import cached
-from flax_wavlm.data.clips import decode_clips
+from flax_wavlm.data.clips import usable_clips
 from flax_wavlm.data.corpora.utterance import Utterance
 from flax_wavlm.data.tokenizer import CTCTokenizer
 
@@ -134,7 +137,7 @@ def test_killed_writer_leaves_nothing_that_is_taken_for_whole(tmp_path, monkeypa
     assert_same(cached(tmp_path, "name", ["x", 1], never))
     assert left.exists()  # it could be a slow writer's
 
-    monkeypatch.setattr(cache_module, "ABANDONED", -1)
+    monkeypatch.setattr(files, "ABANDONED", -1)
     DAMAGE["index missing"](next(tmp_path.glob("name-*")))
     cached(tmp_path, "name", ["x", 1], lambda: ARRAYS)
     assert not left.exists()
@@ -168,14 +171,14 @@ def test_folder_that_cannot_be_written(tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
     assert_same(cached(tmp_path / "file" / "cache", "name", ["x", 1], lambda: ARRAYS))
     assert "cannot be written" in caplog.text
-    assert "--config.data.cache" in caplog.text
+    assert "data.cache" in caplog.text
 
 
 def test_full_disk(tmp_path, caplog, monkeypatch):
     def full(file) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache_module, "_flush", full)
+    monkeypatch.setattr(cache_module, "flush_to_disk", full)
     assert_same(cached(tmp_path, "name", ["x", 1], lambda: ARRAYS))
     assert "No space left on device" in caplog.text
     assert list(tmp_path.iterdir()) == []
@@ -207,7 +210,7 @@ def utterances(tmp_path: Path) -> list[Utterance]:
 
 def decode(utterances, tokenizer, folder, **changes):
     settings = {"frame_count": lambda samples: samples // 320, "max_seconds": 4.0} | changes
-    return decode_clips(utterances, tokenizer, cache=folder, **settings)
+    return usable_clips(utterances, tokenizer, cache=folder, **settings)
 
 
 def test_cached_clips_are_the_decoded_ones(utterances, tokenizer, tmp_path, monkeypatch):

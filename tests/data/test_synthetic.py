@@ -6,15 +6,16 @@ import multiprocessing
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import espeakng_loader
 import numpy as np
 import pytest
 import soundfile
+from helpers.errors import refused
 
 from flax_wavlm.data.corpora import synthetic
 from flax_wavlm.data.corpora.synthetic import GRAMMAR, MANIFEST, VOICES, _record, make_corpus
-from flax_wavlm.errors import UserError
 
 TINY = {"train_clips": 6, "test_clips": 2}
 
@@ -133,7 +134,7 @@ def test_a_whole_corpus_is_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     folder = make_corpus(tmp_path / "corpus", **TINY)
     before = contents(folder)
-    with pytest.raises(UserError, match=r"seed is 0 there, 3 asked; test_clips is 2 there, 4 asked"):
+    with refused("seed is 0 there, 3 asked; test_clips is 2 there, 4 asked", where=str(folder)):
         make_corpus(folder, seed=3, train_clips=6, test_clips=4)
     assert contents(folder) == before
 
@@ -168,13 +169,13 @@ def test_other_peoples_files_are_left_alone(tmp_path: Path) -> None:
     timit = tmp_path / "TRAIN" / "DR1" / "FCJF0" / "SI1027.WAV"
     timit.parent.mkdir(parents=True)
     timit.write_bytes(b"not ours")
-    with pytest.raises(UserError, match=r"TRAIN/DR1/FCJF0/SI1027\.WAV"):
+    with refused(r"TRAIN/DR1/FCJF0/SI1027\.WAV", where=str(tmp_path)):
         make_corpus(tmp_path, **TINY)
     assert contents(tmp_path) == {"TRAIN/DR1/FCJF0/SI1027.WAV": b"not ours"}
     (tmp_path / MANIFEST).write_text("[]")
-    with pytest.raises(UserError, match=r"corpus\.json is not a synthetic corpus's"):
+    with refused("is not a synthetic corpus's", where=r"corpus\.json$"):
         make_corpus(tmp_path, **TINY)
-    with pytest.raises(UserError, match="is a file"):
+    with refused("is a file", where=str(timit)):
         make_corpus(timit, **TINY)
 
 
@@ -192,7 +193,7 @@ def test_processes_at_once(tmp_path: Path) -> None:
 
 def test_missing_espeak_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    with pytest.raises(UserError, match=re.escape("pip install -e '.[demo]'")):
+    with refused("espeakng-loader is not installed", do=re.escape("pip install -e '.[demo]'")):
         make_corpus(tmp_path / "corpus", **TINY)
     assert not list(tmp_path.iterdir())
 
@@ -200,11 +201,18 @@ def test_missing_espeak_says_what_to_install(tmp_path: Path, monkeypatch: pytest
 def test_unreadable_espeak_data_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data").mkdir()
     monkeypatch.setattr(espeakng_loader, "get_data_path", lambda: str(tmp_path / "data"))
-    with pytest.raises(UserError, match="cannot read its data"):
+    with refused("cannot read its data"):
         make_corpus(tmp_path / "corpus", **TINY)
 
 
-@pytest.mark.parametrize("arguments", [{"seed": -1}, {"train_clips": 0}, {"train_clips": 25_600}])
-def test_arguments_out_of_range(tmp_path: Path, arguments: dict[str, int]) -> None:
-    with pytest.raises(UserError):
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ({"seed": -1}, {"field": "data.synthetic.seed", "found": -1}),
+        ({"train_clips": 0}, {"field": "data.synthetic.train_clips", "found": 0}),
+        ({"train_clips": 25_600}, {"found": 25_700, "expected": "at most 25600"}),
+    ],
+)
+def test_arguments_out_of_range(tmp_path: Path, arguments: dict[str, int], parts: dict[str, Any]) -> None:
+    with refused(**parts):
         make_corpus(tmp_path / "corpus", **arguments)

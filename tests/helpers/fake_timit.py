@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-SAMPLE_RATE = 16_000
+from flax_wavlm.data.audio import SAMPLE_RATE
+
 FOUR_SECONDS = 4 * SAMPLE_RATE
 
 
@@ -127,3 +128,16 @@ def build_fake_timit(root: Path, layout: str = "ldc_upper") -> Path:
             if how.riff:
                 soundfile.write(f"{wav}.wav", audio, SAMPLE_RATE, format="WAV", subtype="PCM_16")
     return top
+
+
+def build_fake_sample(root: Path) -> Path:
+    """Writes a miniature of NLTK's sample into `root`: three speakers with two clips each."""
+    for speaker in ("dr1-mcpm0", "dr1-fvmh0", "dr8-mbcg0"):
+        folder = root / speaker
+        folder.mkdir(parents=True)
+        for name in ("sa1", "sx9"):
+            soundfile.write(folder / f"{name}.wav", np.ones(800, np.int16), SAMPLE_RATE, format="NIST")
+            (folder / f"{name}.txt").write_text(f"0 800 {speaker} says {name}.\n")
+            (folder / f"{name}.wrd").write_text("0 800 says\n")
+    (root / "README").write_text("TIMIT CORPUS SAMPLE")
+    return root

@@ -298,7 +298,7 @@ def test_unreadable_file(content: bytes | None, expected: str, tmp_path: Path) -
 
 
 def test_folder_in_place_of_the_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot read it") as raised:
+    with pytest.raises(UserError, match="cannot be read") as raised:
         WavLMConfig.from_hf(tmp_path)
     assert str(tmp_path) in str(raised.value)
 

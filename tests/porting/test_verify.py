@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.errors import refused
 from helpers.reference import Reference
 from safetensors.numpy import load_file, save_file
 
 from flax_wavlm.data.audio import SAMPLE_RATE
 from flax_wavlm.data.preprocessor import Preprocessor
 from flax_wavlm.data.tokenizer import CTCTokenizer
-from flax_wavlm.errors import UserError
 from flax_wavlm.models.heads import structure
 from flax_wavlm.models.parameters import merge, split
 from flax_wavlm.porting import convert as convert_module
@@ -77,14 +77,14 @@ def test_a_wrong_model_fails(conversion):
 
 def test_tensors_that_are_too_many_or_too_few_fail(conversion):
     """transformers would make the missing one anew; the check must not come so far."""
-    checkpoint = conversion.checkpoint
-    fewer = {name: tensor for name, tensor in checkpoint.tensors.items() if name != "lm_head.bias"}
-    more = {**checkpoint.tensors, "lm_head.scale": checkpoint.tensors["lm_head.bias"]}
+    weights = conversion.weights
+    fewer = {name: tensor for name, tensor in weights.tensors.items() if name != "lm_head.bias"}
+    more = {**weights.tensors, "lm_head.scale": weights.tensors["lm_head.bias"]}
     for tensors, found in (
         (fewer, "lm_head.bias was not there"),
         (more, "lm_head.scale is missing"),
     ):
-        changed = conversion._replace(checkpoint=dataclasses.replace(checkpoint, tensors=tensors))
+        changed = conversion._replace(weights=dataclasses.replace(weights, tensors=tensors))
         check = verify(changed, SECOND)[0]
         assert not check.passed
         assert found in check.found
@@ -93,7 +93,7 @@ def test_tensors_that_are_too_many_or_too_few_fail(conversion):
 def test_the_users_clip(conversion, large_reference):
     long = np.concatenate([speech_like(10), np.full(SAMPLE_RATE, np.nan, np.float32)])
     assert all(check.passed for check in verify(conversion, long))  # the first 10 s alone are heard
-    with pytest.raises(UserError, match=r"399 samples .* at least 400"):
+    with refused("399 samples", field="clip", expected="at least 400"):
         verify(conversion, np.zeros(399, np.int16))
 
 
@@ -108,7 +108,7 @@ def test_the_signal_is_always_the_same():
 def test_an_encoder_gets_a_head(large_reference, tmp_path, caplog):
     large_reference.model.wavlm.save_pretrained(tmp_path / "encoder")
     conversion = convert(tmp_path / "encoder", tmp_path / "converted")
-    assert not conversion.checkpoint.has_head
+    assert not conversion.weights.has_head
     assert "initialised at random: lm_head.bias, lm_head.weight" in caplog.text
     checks = verify(conversion, SECOND)
     assert all(check.passed for check in checks), checks
@@ -140,30 +140,30 @@ def test_microsofts_normalisation_is_written_down(large_reference, tmp_path, mon
 
 
 def test_what_is_there_is_not_lost(conversion, large_reference, tmp_path):
-    with pytest.raises(UserError, match=r"holds a checkpoint already .*--overwrite"):
+    with refused("holds weights already", field="overwrite", where=str(conversion.folder)):
         convert(large_reference.folder, conversion.folder)
     convert(large_reference.folder, conversion.folder, overwrite=True)
 
     for source in (conversion.folder, conversion.folder / "model.safetensors"):
         before = (conversion.folder / "model.safetensors").read_bytes()
-        with pytest.raises(UserError, match="the source's own folder"):
+        with refused("the source's own folder"):
             convert(source, conversion.folder, overwrite=True)
         assert (conversion.folder / "model.safetensors").read_bytes() == before
 
-    with pytest.raises(UserError, match="is a file"):
+    with refused("is a file"):
         convert(large_reference.folder, conversion.folder / "config.json")
-    with pytest.raises(UserError, match="cannot be written"):
+    with refused("cannot be written"):
         convert(large_reference.folder, conversion.folder / "config.json" / "below")
 
 
 def test_without_torch(conversion, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match=r"pip install 'flax-wavlm\[torch\]'"):
+    with refused("PyTorch is not installed", do=r"pip install 'flax-wavlm\[torch\]'"):
         verify(conversion)
 
 
 def test_a_folder_that_transformers_cannot_load(conversion):
     config = json.loads((conversion.folder / "config.json").read_text())
     (conversion.folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 95}))
-    with pytest.raises(UserError, match="WavLMForCTC"):
+    with refused("WavLMForCTC", where=str(conversion.folder)):
         verify(conversion)

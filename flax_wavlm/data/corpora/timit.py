@@ -1,4 +1,4 @@
-"""TODO."""
+"""TIMIT as the LDC ships it and as it is commonly copied, and NLTK's free sample of it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from flax_wavlm.data.corpora.folders import entries, folders, listing, read_utf8
+from flax_wavlm.data.corpora.folders import folders, listing, read_utf8
 from flax_wavlm.data.corpora.utterance import Skipped, Utterance, empty_split
-from flax_wavlm.errors import UserError
+from flax_wavlm.errors import UserError, some
+from flax_wavlm.files import folder_entries
 
 _SPLITS = ("train", "test")
-# Of two copies of one clip the first is read: the LDC's own SPHERE file before a RIFF copy made from it.
+# Where a clip has two copies, the LDC's own SPHERE file is read, and not the RIFF copy made from it.
 _AUDIO_SUFFIXES = ("wav", "wav.wav")
 _SAMPLE_SPEAKER = re.compile(r"(dr[1-8])-([fm][a-z]{3}\d)", re.IGNORECASE)
 
@@ -19,10 +20,11 @@ _SAMPLE_SPEAKER = re.compile(r"(dr[1-8])-([fm][a-z]{3}\d)", re.IGNORECASE)
 def read_timit(root: str | Path, split: str) -> tuple[list[Utterance], list[Skipped]]:
     """TIMIT (LDC93S1) as the LDC ships it and as it is commonly copied.
 
-    Names in upper or lower case; clips as NIST SPHERE (.WAV), RIFF copies (.WAV.wav) or both, of which the
-    SPHERE file is read; `root` holding TRAIN and TEST, or up to three folders above them that are named after
-    TIMIT, LDC93S1 or `data`. An id is the clip's path in lower case from the split on, "train/dr1/fcjf0/sa1",
-    whatever the layout. The text is the .TXT line without its begin and end samples. SA1 and SA2 are kept.
+    Names may be in upper or lower case. Clips may be NIST SPHERE (.WAV), RIFF copies (.WAV.wav) or both; then
+    the SPHERE file is read. `root` holds TRAIN and TEST, or lies up to three folders above them, which are
+    named after TIMIT, LDC93S1 or `data`. An id is the clip's path in lower case from the split on,
+    "train/dr1/fcjf0/sa1", whatever the layout. The text is the .TXT line without its begin and end samples.
+    SA1 and SA2 are kept.
 
     Raises UserError where the split is missing or empty, or where two copies of one file differ only in case.
     """
@@ -30,23 +32,13 @@ def read_timit(root: str | Path, split: str) -> tuple[list[Utterance], list[Skip
     _check_split(split)
     split_folders = _find_split(root, split)
     if not split_folders:
-        if any(_SAMPLE_SPEAKER.fullmatch(entry.name) for entry in entries(root)):
-            raise UserError(
-                f"{root} holds speakers named drN-<speaker>: it looks like NLTK's TIMIT sample, expected the "
-                "whole corpus. Use --config.data.corpus=timit_sample (configs/timit_sample.py), or point to "
-                "TIMIT."
-            )
-        raise UserError(
-            f"{root}: no {split.upper()} folder in it, nor under a TIMIT or data folder in it. Found "
-            f"{listing(root)}. Expected TIMIT's layout, {split.upper()}/DR1/FCJF0/SA1.WAV: point to the "
-            "folder that holds TRAIN and TEST."
-        )
+        raise _no_split(root, split)
     files = (
         (f"{split}/{region.name}/{speaker.name}".lower(), speaker.name.lower(), file)
         for folder in split_folders
         for region in folders(folder)
         for speaker in folders(region)
-        for file in entries(speaker)
+        for file in folder_entries(speaker)
     )
     utterances, skipped = _pair_timit_files(files)
     if not utterances:
@@ -59,40 +51,20 @@ def read_timit_sample(
 ) -> tuple[list[Utterance], list[Skipped]]:
     """NLTK's sample of TIMIT: `drN-<speaker>/<sentence>.{wav,txt}`, 16 speakers with 10 clips each.
 
-    The sample has no split: test is every clip of the held-out speakers ("dr1-mcpm0" or "mcpm0"), train every
-    other clip. An id is "dr1-mcpm0/sa1". Raises UserError for an unknown speaker or an empty split.
+    The sample has no split: "test" is every clip of the held-out speakers ("dr1-mcpm0" or "mcpm0"), "train"
+    every other clip. An id is "dr1-mcpm0/sa1". Raises UserError for an unknown speaker or an empty split.
     """
     root = Path(root)
     _check_split(split)
     speakers = [folder for folder in folders(root) if _SAMPLE_SPEAKER.fullmatch(folder.name)]
     if not speakers:
-        hint = (
-            "It looks like the whole TIMIT: use --config.data.corpus=timit (configs/timit.py)."
-            if _find_split(root, split)
-            else "Point to the sample's own folder, nltk_data/corpora/timit."
-        )
-        raise UserError(
-            f"{root}: no speaker folder such as dr1-mcpm0, expected NLTK's TIMIT sample. Found "
-            f"{listing(root)}. {hint}"
-        )
-    names = {_sample_speaker(folder.name): folder.name.lower() for folder in speakers}
-    held_out = {_sample_speaker(name) for name in held_out_speakers}
-    if unknown := sorted(held_out - names.keys()):
-        raise UserError(
-            f"Held-out speakers that {root} does not have: {', '.join(unknown)}. Expected some of "
-            f"{', '.join(sorted(names.values()))}: correct data.held_out_speakers."
-        )
-    wanted = held_out if split == "test" else names.keys() - held_out
-    if not wanted:
-        raise UserError(
-            f"data.held_out_speakers leaves no speaker for {split!r}: it names {len(held_out)} of "
-            f"{len(names)}. Expected some but not all of {', '.join(sorted(names.values()))}."
-        )
+        raise _no_sample(root, split)
+    wanted = _wanted_speakers([folder.name for folder in speakers], split, held_out_speakers, root)
     files = (
         (folder.name.lower(), _sample_speaker(folder.name), file)
         for folder in speakers
         if _sample_speaker(folder.name) in wanted
-        for file in entries(folder)
+        for file in folder_entries(folder)
     )
     utterances, skipped = _pair_timit_files(files)
     if not utterances:
@@ -100,9 +72,62 @@ def read_timit_sample(
     return utterances, skipped
 
 
+def _no_split(root: Path, split: str) -> UserError:
+    if any(_SAMPLE_SPEAKER.fullmatch(entry.name) for entry in folder_entries(root)):
+        return UserError(
+            "holds speakers named drN-<speaker>, so it looks like NLTK's TIMIT sample",
+            where=root,
+            expected="the whole corpus",
+            do="set data.corpus to timit_sample (configs/timit_sample.py), or data.path to TIMIT",
+        )
+    return UserError(
+        f"no {split.upper()} folder in it, nor under a TIMIT or data folder in it; it holds {listing(root)}",
+        where=root,
+        expected=f"TIMIT's layout, {split.upper()}/DR1/FCJF0/SA1.WAV",
+        do="set data.path to the folder that holds TRAIN and TEST",
+    )
+
+
+def _no_sample(root: Path, split: str) -> UserError:
+    whole = _find_split(root, split)
+    return UserError(
+        f"no speaker folder such as dr1-mcpm0; it holds {listing(root)}",
+        where=root,
+        expected="NLTK's TIMIT sample",
+        do="it looks like the whole TIMIT: set data.corpus to timit (configs/timit.py)"
+        if whole
+        else "set data.path to the sample's own folder, nltk_data/corpora/timit",
+    )
+
+
+def _wanted_speakers(
+    folder_names: Sequence[str], split: str, held_out_speakers: Sequence[str], root: Path
+) -> set[str]:
+    """The sample's speakers that belong to the split; UserError where held-out ones are unknown, or all."""
+    names = {_sample_speaker(name): name.lower() for name in folder_names}
+    held_out = {_sample_speaker(name) for name in held_out_speakers}
+    if unknown := sorted(held_out - names.keys()):
+        raise UserError(
+            f"data.held_out_speakers names {some(unknown)}, which is not there",
+            where=root,
+            field="data.held_out_speakers",
+            expected=f"speakers among {some(sorted(names.values()))}",
+        )
+    wanted = held_out if split == "test" else names.keys() - held_out
+    if not wanted:
+        raise UserError(
+            f"data.held_out_speakers names {len(held_out)} of {len(names)} speakers, which leaves none for "
+            f"{split!r}",
+            where=root,
+            field="data.held_out_speakers",
+            expected=f"some but not all of {some(sorted(names.values()))}",
+        )
+    return set(wanted)
+
+
 def _check_split(split: str) -> None:
     if split not in _SPLITS:
-        raise UserError(f"Split {split!r} is not one that TIMIT has. Expected 'train' or 'test'.")
+        raise UserError(field="split", found=split, expected="'train' or 'test', as TIMIT has no other")
 
 
 def _find_split(root: Path, split: str) -> list[Path]:
@@ -122,7 +147,7 @@ def _sample_speaker(name: str) -> str:
 
 
 def _pair_timit_files(files: Iterable[tuple[str, str, Path]]) -> tuple[list[Utterance], list[Skipped]]:
-    """Puts audio and .TXT together from (id of the folder, speaker, file); other files are passed over."""
+    """Pairs audio with its .TXT file, from (id of the folder, speaker, file); other files are passed over."""
     clips: dict[tuple[str, str], dict[str, Path]] = {}  # (id, speaker) -> suffix -> file
     for folder_id, speaker, file in files:
         stem, _, suffix = file.name.lower().partition(".")
@@ -131,8 +156,10 @@ def _pair_timit_files(files: Iterable[tuple[str, str, Path]]) -> tuple[list[Utte
         copies = clips.setdefault((f"{folder_id}/{stem}", speaker), {})
         if suffix in copies:
             raise UserError(
-                f"Two copies of one TIMIT file: {copies[suffix]} and {file}. Expected one: remove either the "
-                "upper-case or the lower-case copy."
+                f"a second copy of one TIMIT file, {copies[suffix]}",
+                where=file,
+                expected="one",
+                do="remove either the upper-case or the lower-case copy",
             )
         copies[suffix] = file
 
@@ -157,6 +184,10 @@ def _timit_sentence(file: Path) -> str:
     fields = text.split(maxsplit=2)
     if len(fields) < 3 or not (fields[0].isdigit() and fields[1].isdigit()):
         raise UserError(
-            f"{file}: holds {text[:60]!r}, expected a line 'begin end sentence'. Restore the file."
+            "not TIMIT's",
+            where=file,
+            found=text[:60],
+            expected="a line 'begin end sentence'",
+            do="restore the file",
         )
     return fields[2].strip()

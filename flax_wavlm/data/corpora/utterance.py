@@ -1,4 +1,8 @@
-"""TODO."""
+"""What a corpus gives: utterances, and the clips that cannot be used with the reason.
+
+A reader (`timit`, `manifest`, `hub`) finds clips and their text, and decodes no audio. It returns
+`(utterances, skipped)`, both sorted by id, and raises UserError where a split is missing or empty.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +30,20 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A clip that the corpus holds and training cannot use."""
+    """A clip that the corpus holds and that cannot be used, with the reason."""
 
     id: str
     reason: str
 
 
 def by_id(clip: Utterance | Skipped) -> str:
+    """The key by which readers sort."""
     return clip.id
 
 
 def empty_split(where: str, expected: str, skipped: list[Skipped]) -> UserError:
-    found = f"{len(skipped)} unusable ({skipped[0].id}: {skipped[0].reason})" if skipped else "none"
-    return UserError(f"{where}: no usable clip, {found}. Expected {expected}: check the path and its files.")
+    """The error for a split without a usable clip, with the reason of the first that was skipped."""
+    found = f"{len(skipped):,} unusable ({skipped[0].id}: {skipped[0].reason})" if skipped else "none"
+    return UserError(
+        f"no usable clip, {found}", where=where, expected=expected, do="check the path and its files"
+    )

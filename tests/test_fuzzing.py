@@ -1,0 +1,294 @@
+"""What random damage to a file may end in.
+
+Bytes of whole files are flipped, cut and inserted. Only two ends are allowed: a result, or a UserError of one
+line.
+"""
+
+import io
+import json
+import random
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from helpers.reference import tiny_reference
+
+from flax_wavlm import UserError, WavLMConfig
+from flax_wavlm.data.audio import duration_seconds, read_audio
+from flax_wavlm.data.corpora.manifest import read_manifest
+from flax_wavlm.data.corpora.timit import read_timit_sample
+from flax_wavlm.data.preprocessor import Preprocessor
+from flax_wavlm.data.tokenizer import CTCTokenizer
+from flax_wavlm.porting.pretrained import open_weights
+from flax_wavlm.training.report.metrics import read_metrics
+
+
+class Target(NamedTuple):
+    """Whole files, and a reader of (an empty folder, a file's bytes)."""
+
+    seeds: list[bytes]
+    read: Callable[[Path, bytes], Any]
+    pieces: tuple[bytes, ...] = (b"\0" * 4, b"\xff" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f")
+    quick: int = 250  # executions in the fast suite
+
+
+JSON_PIECES = (
+    *(
+        b'"',
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b",",
+        b":",
+        b"\n",
+        b"\r",
+        b"\0",
+        b"\xff",
+        b"\xef\xbb\xbf",
+        b"\xe2\x80\xa8",
+    ),
+    *(b"\\ud800", b"\\u0000", b"null", b"true", b"1e999", b"-1", b"NaN", b"0.0", b"~nobody/", b"/", b";"),
+    *(b"9" * 400, b"9" * 5000, b"[" * 5000, b'{"a":' * 5000, b"a" * 5000),
+    *(b'"audio_filepath"', b'"text"', b'"id"', b'"duration"', b'"offset"'),
+)
+
+
+def damaged(whole: bytes, pieces: tuple[bytes, ...], rng: random.Random) -> bytes:
+    """Bytes flipped, replaced, cut out, put in or repeated, more often in the header; or the end cut off."""
+    data = bytearray(whole)
+    for _ in range(rng.choice([1, 1, 2, 4, 16])):
+        size = len(data)
+        at = rng.randrange(min(size, 200) + 1) if rng.random() < 0.6 else rng.randrange(size + 1)
+        what = rng.randrange(7)
+        if what == 0 and at < size:
+            data[at] ^= 1 << rng.randrange(8)
+        elif what == 1:
+            data[at : at + 1] = rng.randbytes(1)
+        elif what == 2:
+            del data[at : at + rng.randrange(1, 40)]
+        elif what == 3:
+            data[at:at] = rng.choice(pieces)
+        elif what == 4:
+            piece = rng.choice(pieces)
+            data[at : at + len(piece)] = piece
+        elif what == 5:
+            other = rng.randrange(size + 1)
+            data[at:at] = data[min(at, other) : max(at, other)][:5000]
+        else:
+            del data[at:]
+    return bytes(data)
+
+
+def fuzz(
+    name: str, target: Target, folder: Path, *, seed: int, executions: int = 0, seconds: float = 0.0
+) -> Counter[str]:
+    """How often each end was reached: "result" or "UserError". Any other fails; its input is in `folder`."""
+    rng = random.Random(f"{name} {seed}")
+    ends: Counter[str] = Counter()
+    until = time.monotonic() + seconds
+    while ends.total() < executions or time.monotonic() < until:
+        if rng.random() < 0.05:
+            data = rng.randbytes(rng.randrange(300))
+        else:
+            data = damaged(rng.choice(target.seeds), target.pieces, rng)
+        try:
+            target.read(folder, data)
+            ends["result"] += 1
+        except UserError as error:
+            if "\n" in str(error):
+                pytest.fail(f"{name}: {data!r} ends in a message of several lines, {error}")
+            ends["UserError"] += 1
+        except Exception as error:
+            (folder / "culprit").write_bytes(data)
+            raise AssertionError(f"{name}: {folder / 'culprit'} ends in {error!r}") from error
+    return ends
+
+
+def audio_files() -> list[bytes]:
+    noise = (np.random.default_rng(0).standard_normal(1000) * 3000).astype(np.int16)
+    files = []
+    for format, subtype, channels, rate in (
+        ("WAV", "PCM_16", 1, 16_000),
+        ("WAV", "PCM_24", 2, 44_100),
+        ("WAV", "FLOAT", 1, 16_000),
+        ("WAV", "IMA_ADPCM", 1, 16_000),
+        ("WAV", "GSM610", 1, 8_000),
+        ("WAVEX", "PCM_16", 1, 16_000),
+        ("NIST", "PCM_16", 1, 16_000),
+        ("FLAC", "PCM_16", 1, 16_000),
+        ("AIFF", "PCM_16", 1, 16_000),
+        ("AU", "PCM_16", 1, 16_000),
+        ("W64", "PCM_16", 1, 16_000),
+        ("CAF", "PCM_16", 1, 16_000),
+        ("MP3", None, 1, 16_000),
+        ("OGG", None, 1, 16_000),
+    ):
+        stream = io.BytesIO()
+        soundfile.write(stream, np.stack([noise] * channels, 1), rate, format=format, subtype=subtype)
+        files.append(stream.getvalue())
+    return files
+
+
+def read_audio_both_ways(folder: Path, data: bytes) -> None:
+    (folder / "clip.wav").write_bytes(data)
+    for source in (folder / "clip.wav", data):
+        samples = read_audio(source, "clip")
+        assert samples.ndim == 1
+        assert len(samples) > 0
+        assert samples.dtype in (np.int16, np.float32)
+        assert np.isfinite(samples).all()
+        duration_seconds(source)
+
+
+def manifest_reader(suffix: str) -> Callable[[Path, bytes], Any]:
+    def read(folder: Path, data: bytes) -> Any:
+        for name in ("a.wav", "b.wav"):
+            (folder / name).touch()
+        (folder / f"train.{suffix}").write_bytes(data)
+        return read_manifest(folder, "train")
+
+    return read
+
+
+def read_sample(folder: Path, data: bytes) -> Any:
+    speaker = folder / "dr1-mcpm0"
+    speaker.mkdir(exist_ok=True)
+    (speaker / "sa1.wav").touch()
+    (speaker / "sa1.txt").write_bytes(data)
+    utterances, skipped = read_timit_sample(folder, "train", [])
+    assert len(utterances) + len(skipped) == 1
+
+
+def written(name: str, read: Callable[[Path], Any]) -> Callable[[Path, bytes], Any]:
+    def write_and_read(folder: Path, data: bytes) -> Any:
+        (folder / name).write_bytes(data)
+        return read(folder / name)
+
+    return write_and_read
+
+
+def tokenizer_reader(good: Path, name: str) -> Callable[[Path, bytes], Any]:
+    def read(folder: Path, data: bytes) -> None:
+        for file in good.iterdir():
+            shutil.copy(file, folder)
+        (folder / name).write_bytes(data)
+        tokenizer = CTCTokenizer.from_pretrained(folder)
+        tokenizer.decode(tokenizer.encode("ab c"), collapsed=True)
+        tokenizer.save(folder / "again")
+        Preprocessor.from_pretrained(folder)
+
+    return read
+
+
+def checkpoint_reader(config: Path, name: str) -> Callable[[Path, bytes], Any]:
+    def read(folder: Path, data: bytes) -> None:
+        shutil.copy(config, folder)
+        (folder / name).write_bytes(data)
+        for tensor in open_weights(folder).tensors.values():
+            tensor.read()
+
+    return read
+
+
+@pytest.fixture(scope="module")
+def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
+    reference = tiny_reference(
+        "large",
+        tmp_path_factory.mktemp("tiny"),
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=4,
+        conv_dim=(2,) * 7,
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+        num_buckets=8,
+    )
+    good = tmp_path_factory.mktemp("good")
+    CTCTokenizer.from_texts(["abc"]).save(good)
+    Preprocessor(do_normalize=True, return_attention_mask=True).save(good)
+    config = reference.folder / "config.json"
+    pickles = []
+    for zipped in (True, False):
+        stream = io.BytesIO()
+        torch.save(reference.model.state_dict(), stream, _use_new_zipfile_serialization=zipped)
+        pickles.append(stream.getvalue())
+    rows = [
+        {"audio_filepath": "a.wav", "text": "one", "duration": 1.5, "id": "x", "speaker": "s", "offset": 0}
+    ]
+    rows.append({"audio_filepath": "b.wav", "text": "two"})
+    jsonl = "\n".join(map(json.dumps, rows)).encode()
+    csv = b'audio_filepath,text,duration,id\na.wav,"one, two",1.5,x\nb.wav,three,,y\n'
+    metrics = b'{"step": 1, "split": "train", "loss": 2.5}\n{"step": 2, "split": "test", "wer": 0.5}\n'
+    return {
+        "audio": Target(audio_files(), read_audio_both_ways, quick=1500),
+        "manifest.jsonl": Target([jsonl], manifest_reader("jsonl"), JSON_PIECES, quick=1000),
+        "manifest.csv": Target([csv], manifest_reader("csv"), JSON_PIECES, quick=1000),
+        "TIMIT's .TXT": Target([b"0 46797 She had your dark suit.\n"], read_sample, JSON_PIECES),
+        "metrics.jsonl": Target([metrics], written("metrics.jsonl", read_metrics), JSON_PIECES),
+        "config.json": Target(
+            [config.read_bytes()], written("config.json", WavLMConfig.from_hf), JSON_PIECES
+        ),
+        **{
+            name: Target([(good / name).read_bytes()], tokenizer_reader(good, name), JSON_PIECES, quick=100)
+            for name in ("vocab.json", "tokenizer_config.json", "preprocessor_config.json")
+        },
+        "safetensors": Target(
+            [(reference.folder / "model.safetensors").read_bytes()],
+            checkpoint_reader(config, "model.safetensors"),
+        ),
+        "pickle": Target(pickles, checkpoint_reader(config, "pytorch_model.bin")),
+    }
+
+
+NAMES = (
+    "audio",
+    "manifest.jsonl",
+    "manifest.csv",
+    "TIMIT's .TXT",
+    "metrics.jsonl",
+    "config.json",
+    "vocab.json",
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+    "safetensors",
+    "pickle",
+)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("name", NAMES)
+def test_damage_ends_in_our_own_error(
+    name: str, targets: dict[str, Target], tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    assert set(NAMES) == set(targets)
+    ends = fuzz(name, targets[name], tmp_path, seed=0, executions=targets[name].quick)
+    assert ends["UserError"] > 0.3 * ends.total()  # the damage does something
+    assert "Traceback" not in capfd.readouterr().err  # nor does soundfile's callback print one
+
+
+@pytest.mark.chaos
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_much_damage_ends_in_our_own_error(
+    targets: dict[str, Target], tmp_path: Path, measured: Callable[[str], None]
+) -> None:
+    """A minute of it."""
+    counts = {}
+    for name, target in targets.items():
+        (tmp_path / name).mkdir()
+        counts[name] = fuzz(name, target, tmp_path / name, seed=1, seconds=60 / len(targets))
+    total = sum((ends for ends in counts.values()), Counter())
+    measured(
+        f"fuzzing for 60 s: {total.total()} damaged files, {total['UserError']} named in a UserError, "
+        f"{total['result']} still readable; "
+        + ", ".join(f"{name} {ends.total()}" for name, ends in counts.items())
+    )
+    assert all(ends.total() > 20 for ends in counts.values())
