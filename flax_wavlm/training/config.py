@@ -17,6 +17,7 @@ from typing import Any, get_args, get_origin
 from flax_wavlm.data.corpora.load import CORPORA
 from flax_wavlm.errors import UserError, did_you_mean
 from flax_wavlm.files import read_json_object
+from flax_wavlm.models.compute import Compute
 from flax_wavlm.models.config import WavLMConfig
 
 
@@ -46,12 +47,13 @@ class ModelSettings:
     checkpoint: str = ""  # pretrained weights: folder, file or hub id; empty: random weights of `config`
     config: WavLMConfig | None = None  # the architecture where there is no checkpoint; recipes set it
     fresh_head: bool = False  # take neither CTC head nor tokenizer from the checkpoint
-    dtype: str = "float32"  # or "bfloat16"; parameters and their updates are float32 in any case
-    matmul_precision: str = "highest"  # of float32 products; "default" lets TPUs and GPUs round
+    dtype: str = Compute.dtype  # or "bfloat16"; parameters and their updates are float32 in any case
+    matmul_precision: str = Compute.matmul_precision  # of float32 products; "default" lets GPUs round
     freeze_feature_encoder: bool = True  # do not train the convolutions
-    remat: str = "none"  # "full" or "dots": less memory, more time
-    unroll: int = 0  # encoder layers in a round of their loop; 0: all on a GPU, one elsewhere
-    attention: str = "auto"  # or "xla", "cudnn", "pallas", which may need attention_dropout = 0 below
+    remat: str = Compute.remat  # "full" or "dots": less memory, more time
+    unroll: int = Compute.unroll  # encoder layers in a round of their loop; 0: all on a GPU, one elsewhere
+    attention: str = Compute.attention  # or "xla", "cudnn", "pallas", which may need attention_dropout = 0
+    kernels: str = Compute.kernels  # "reference": plain jnp with automatic gradients everywhere, to debug
     overrides: Overrides = field(default_factory=Overrides)  # of the checkpoint's regularisation
 
 
@@ -158,7 +160,7 @@ class TrainConfig:
     def model_overrides(self) -> dict[str, Any]:
         """The fields of WavLMConfig that this run sets."""
         chosen = {k: v for k, v in dataclasses.asdict(self.model.overrides).items() if v is not None}
-        how = ("dtype", "matmul_precision", "remat", "unroll", "attention")
+        how = [part.name for part in dataclasses.fields(Compute)]
         return chosen | {name: getattr(self.model, name) for name in how}
 
     def cache_folder(self) -> Path | None:
