@@ -10,7 +10,7 @@ and named.
 
 Hardware: any GPU of 8 GB; on 2 CPU cores use a small checkpoint (`--config.model.checkpoint=FOLDER`).
 Expected: not yet measured with pretrained weights. With a tiny randomly initialised checkpoint the loss on
-the training clips falls by more than half in 60 steps (measured by tests/test_train.py).
+the training clips falls by more than half in 60 steps (measured by tests/training/test_recipes.py).
 """
 
 import os
