@@ -10,7 +10,7 @@ mode, which cut clips short: such clips are left out, and named.
 
 Hardware: any GPU of 8 GB; on 2 CPU cores use a small pretrained model (`--config.model.checkpoint=FOLDER`).
 Expected: not yet measured with pretrained weights. With a tiny model of random weights the loss on the
-training clips falls by more than half in 60 steps (measured by tests/training/test_train.py).
+training clips falls by more than half in 60 steps (measured by tests/training/test_recipes.py).
 """
 
 import os

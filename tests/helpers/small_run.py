@@ -41,6 +41,16 @@ def small_run(tmp_path: Path, workdir: str, kind: str = "large") -> TrainConfig:
     )
 
 
+def small_run_with(tmp_path: Path, workdir: str, **changes: Any) -> TrainConfig:
+    """`small_run` with these fields changed ("section_field"), and without its intermediate checkpoints."""
+    config = small_run(tmp_path, workdir)
+    config.data.buckets, config.train.save_every = 1, 0
+    for name, value in changes.items():
+        section, field = name.split("_", 1)
+        setattr(getattr(config, section), field, value)
+    return config
+
+
 def recipe(name: str) -> TrainConfig:
     """What a file of configs/ gives."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")

@@ -7,8 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from helpers.runs import metrics
-from helpers.small_run import small_run
+from helpers.small_run import small_run_with
 
 from flax_wavlm.data.batches import Batches, Features
 from flax_wavlm.data.clips import Clip
@@ -19,12 +18,8 @@ from flax_wavlm.models.parameters import split
 from flax_wavlm.models.wavlm import FeatureEncoder
 from flax_wavlm.parallel import sharding
 from flax_wavlm.training import features as features_module
-from flax_wavlm.training.config import TrainConfig
 from flax_wavlm.training.features import cached_features
 from flax_wavlm.training.step import jit_encode
-from flax_wavlm.training.train import train
-
-pytestmark = pytest.mark.usefixtures("one_device")
 
 CONFIG = WavLMConfig(conv_dim=(16,) * 7, feat_extract_norm="layer", do_stable_layer_norm=True)
 DEVICES = jax.device_count()
@@ -108,31 +103,9 @@ def test_features_that_change_are_not_kept(tmp_path: Path) -> None:
         UserError, match=r"cache_features is True for a group-norm model .*[Ss]et it to False"
     ):
         kept(tmp_path, tiny_batches(), config=CONFIG.replace(feat_extract_norm="group"))
-    config = run(tmp_path, "run", data_cache_features=True, model_freeze_feature_encoder=False)
+    config = small_run_with(tmp_path, "run", data_cache_features=True, model_freeze_feature_encoder=False)
     with pytest.raises(UserError, match=r"data.cache_features is True, expected False where .*freeze"):
         config.check()
-    config = run(tmp_path, "run", data_cache_features=True, data_cache="none")
+    config = small_run_with(tmp_path, "run", data_cache_features=True, data_cache="none")
     with pytest.raises(UserError, match=r"data.cache is 'none', expected a folder"):
         config.check()
-
-
-def run(tmp_path: Path, workdir: str, **changes: Any) -> TrainConfig:
-    """Six steps with dropout, LayerDrop and SpecAugment."""
-    config = small_run(tmp_path, workdir)
-    config.data.buckets, config.train.save_every = 1, 0
-    for name, value in changes.items():
-        section, field = name.split("_", 1)
-        setattr(getattr(config, section), field, value)
-    return config
-
-
-@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_training_on_features_is_training_on_audio(accumulation: int, tmp_path: Path) -> None:
-    """To the last bit: metrics, evaluations, exported weights."""
-    changes = {"train_accumulation": accumulation, "train_steps": 4, "train_eval_every": 4}
-    plain = train(run(tmp_path, "plain", **changes))
-    cached = train(run(tmp_path, "cached", data_cache_features=True, **changes))
-    assert len(list((tmp_path / "cache").glob("features-*"))) == 1
-    assert metrics(plain.workdir) == metrics(cached.workdir)
-    one, other = ((result.export / "model.safetensors").read_bytes() for result in (plain, cached))
-    assert one == other
