@@ -22,7 +22,7 @@ from flax_wavlm.ops.ctc.api import ctc_loss, reduced_sum
 from flax_wavlm.parallel import sharding
 from flax_wavlm.porting.load import load_model
 from flax_wavlm.porting.save import hf_tensors
-from flax_wavlm.recognition.ctc_task import loss_of_ctc
+from flax_wavlm.recognition.ctc_loss import loss_of_ctc
 from flax_wavlm.training import step as step_module
 from flax_wavlm.training.optimizer import adamw, linear_schedule
 from flax_wavlm.training.state import SKIPPED_KEPT, TOTALS, TrainState, init_state, skipped_steps
