@@ -15,7 +15,7 @@ from workload import BLANK, LEARNING_RATE
 from flax_wavlm.models.parameters import partition, split
 from flax_wavlm.parallel import sharding
 from flax_wavlm.porting.load import load_model
-from flax_wavlm.recognition.ctc_task import loss_of_ctc
+from flax_wavlm.recognition.ctc_loss import loss_of_ctc
 from flax_wavlm.training.optimizer import adamw, linear_schedule
 from flax_wavlm.training.state import init_state
 from flax_wavlm.training.step import jit_encode, jit_train_step, make_train_step, with_features

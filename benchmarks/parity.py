@@ -59,7 +59,7 @@ class FlaxSide:
         from flax_wavlm.parallel import sharding
         from flax_wavlm.porting.load import load_model
         from flax_wavlm.porting.save import hf_tensors
-        from flax_wavlm.recognition.ctc_task import loss_of_ctc
+        from flax_wavlm.recognition.ctc_loss import loss_of_ctc
         from flax_wavlm.training.state import init_state
         from flax_wavlm.training.step import jit_train_step, make_train_step
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.models.heads import WavLMForCTC
-from flax_wavlm.ops.ctc.api import ctc_loss
+from flax_wavlm.recognition.ctc_loss import loss_of_ctc
 from flax_wavlm.recognition.decoding import best_path, collapse, path_of_clip
 from flax_wavlm.recognition.metrics import error_rates, wer_hf_padded
-from flax_wavlm.recognition.task import Batch, ClipLosses, Loss, Scoring, Task
-
-Array = jax.Array
+from flax_wavlm.recognition.task import Scoring, Task
 
 CTC_SCORING = Scoring(
     titles={"wer": "WER", "cer": "CER", "wer_hf_padded": "WER, HF-padded"},
@@ -70,19 +65,3 @@ def character_ctc(tokenizer: CTCTokenizer, *, reduction: str = "mean") -> Task:
         score=score,
         scoring=CTC_SCORING,
     )
-
-
-def loss_of_ctc(blank_id: int, reduction: str = "mean") -> Loss:
-    """The CTC loss with the reductions of `torch.nn.functional.ctc_loss`, and its `zero_infinity`.
-
-    "mean" divides each clip's loss by its number of labels and takes the mean over clips. "sum" adds up.
-    """
-    return Loss(functools.partial(_losses, blank_id=blank_id, mean=reduction == "mean"), reduction == "mean")
-
-
-def _losses(logits: Array, frame_lengths: Array, batch: Batch, *, blank_id: int, mean: bool) -> ClipLosses:
-    labels, label_lengths = batch["labels"], batch["label_lengths"]
-    loss, feasible = ctc_loss(logits, frame_lengths, labels, label_lengths, blank_id=blank_id)
-    if mean:
-        loss = loss / jnp.maximum(label_lengths, 1)
-    return ClipLosses(loss, feasible)

@@ -12,7 +12,7 @@ from flax import nnx
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.heads import WavLMForCTC, structure
 from flax_wavlm.models.parameters import partition, split
-from flax_wavlm.recognition.ctc_task import loss_of_ctc
+from flax_wavlm.recognition.ctc_loss import loss_of_ctc
 from flax_wavlm.training.state import TrainState, init_state
 from flax_wavlm.training.step import make_train_step
 from helpers.reference import NO_REGULARISATION, pad

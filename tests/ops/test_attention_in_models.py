@@ -30,7 +30,7 @@ from flax_wavlm.models.heads import structure
 from flax_wavlm.models.parameters import merge, split
 from flax_wavlm.parallel import sharding
 from flax_wavlm.porting.load import load_model
-from flax_wavlm.recognition.ctc_task import loss_of_ctc
+from flax_wavlm.recognition.ctc_loss import loss_of_ctc
 from flax_wavlm.training.state import init_state
 from flax_wavlm.training.step import jit_train_step, make_train_step
 

@@ -9,7 +9,8 @@ import pytest
 
 from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.ops.ctc.api import ctc_loss, reduced_sum
-from flax_wavlm.recognition.ctc_task import CTC_SCORING, character_ctc, loss_of_ctc
+from flax_wavlm.recognition.ctc_loss import loss_of_ctc
+from flax_wavlm.recognition.ctc_task import CTC_SCORING, character_ctc
 from flax_wavlm.recognition.decoding import NO_FRAME
 from flax_wavlm.recognition.metrics import error_rates, wer_hf_padded
 from flax_wavlm.recognition.task import Scoring

@@ -25,7 +25,7 @@ from helpers.steps import (
 
 from flax_wavlm.models.heads import WavLMForCTC, structure
 from flax_wavlm.models.parameters import partition, split
-from flax_wavlm.recognition.ctc_task import loss_of_ctc
+from flax_wavlm.recognition.ctc_loss import loss_of_ctc
 from flax_wavlm.training import step as step_module
 from flax_wavlm.training.optimizer import adamw
 from flax_wavlm.training.state import SKIPPED_KEPT, TOTALS, TrainState, init_state, skipped_steps

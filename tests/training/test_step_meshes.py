@@ -19,7 +19,7 @@ from helpers.steps import (
 from flax_wavlm.models.heads import structure
 from flax_wavlm.parallel import sharding
 from flax_wavlm.porting.save import hf_tensors
-from flax_wavlm.recognition.ctc_task import loss_of_ctc
+from flax_wavlm.recognition.ctc_loss import loss_of_ctc
 from flax_wavlm.training.optimizer import adamw, linear_schedule
 from flax_wavlm.training.state import TrainState
 from flax_wavlm.training.step import jit_train_step, make_train_step
