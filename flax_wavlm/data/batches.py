@@ -97,9 +97,9 @@ def _own_rows(batch_size: int, process_index: int, process_count: int) -> slice:
     """This process's share of a batch's rows."""
     if batch_size < 1 or batch_size % process_count:
         raise UserError(
-            field="batch size",
+            field="batch_size",
             found=batch_size,
-            expected=f"a multiple of the {process_count} process(es), 1 or more for each",
+            expected=f"1 or more, and a multiple of the number of processes, {process_count}",
         )
     share = batch_size // process_count
     return slice(process_index * share, (process_index + 1) * share)
@@ -255,7 +255,7 @@ def train_iterator(
     """
     if not 0 <= start_step <= len(batches):
         raise UserError(
-            field="start step", found=start_step, expected=f"0 to {len(batches)}, the run's steps"
+            field="start_step", found=start_step, expected=f"0 to {len(batches)}, the run's steps"
         )
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     iterator = iter(grain.MapDataset.source(batches).to_iter_dataset(options))

@@ -99,7 +99,7 @@ def test_evaluate(checkpoint, corpus, tmp_path):
 def test_evaluate_speaks_of_its_own_flags(checkpoint, tmp_path):
     result = run("evaluate", "--model", checkpoint.folder, "--corpus", "manifest", "--data", tmp_path / "x")
     assert result.status == 2
-    assert re.fullmatch(r"error: --data is '.*/x', which is not a folder.* --data=FOLDER\.\n", result.stderr)
+    assert re.fullmatch(r"error: --data is '.*/x', expected a folder.* --data to FOLDER\n", result.stderr)
 
 
 def test_convert_and_verify(checkpoint, corpus, tmp_path):

@@ -123,9 +123,9 @@ def test_steps_end_the_run_within_an_epoch():
     [
         (
             {"batch_size": 6, "process_count": 4},
-            Parts(field="batch size", found=6, expected=r"a multiple of the 4 process"),
+            Parts(field="batch_size", found=6, expected="a multiple of the number of processes, 4"),
         ),
-        ({"batch_size": 0}, Parts(field="batch size", found=0)),
+        ({"batch_size": 0}, Parts(field="batch_size", found=0)),
         ({"lengths": []}, Parts("no usable clips")),
         ({"seed": -1}, Parts(field="seed", found=-1)),
     ],
@@ -179,7 +179,7 @@ def test_iterator_resumes_anywhere_bit_for_bit():
 def test_iterator_refuses_a_step_outside_the_run():
     batches = make_batches([1000] * 4, 4, steps=3)
     for step in (-1, 4):
-        with refused(field="start step", found=step, expected="0 to 3"):
+        with refused(field="start_step", found=step, expected="0 to 3"):
             train_iterator(batches, start_step=step)
 
 
@@ -203,5 +203,5 @@ def test_evaluation_has_every_clip_once_longest_first(case, count):
 
 
 def test_evaluation_complains_when_called_and_not_when_iterated():
-    with refused(field="batch size", found=3):
+    with refused(field="batch_size", found=3):
         eval_batches(make_clips([1000]), 3, [1280], do_normalize=True, process_count=2)

@@ -210,7 +210,7 @@ def test_unreadable_espeak_data_is_an_error(tmp_path: Path, monkeypatch: pytest.
     [
         ({"seed": -1}, {"field": "data.synthetic.seed", "found": -1}),
         ({"train_clips": 0}, {"field": "data.synthetic.train_clips", "found": 0}),
-        ({"train_clips": 25_600}, {"found": 25_700, "expected": "at most 25600"}),
+        ({"train_clips": 25_600}, {"field": "data.synthetic.train_clips", "expected": "at most 25500"}),
     ],
 )
 def test_arguments_out_of_range(tmp_path: Path, arguments: dict[str, int], parts: dict[str, Any]) -> None:

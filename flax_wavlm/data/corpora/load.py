@@ -38,7 +38,7 @@ _PLACES = {
         "variable TIMIT_SAMPLE_DIR; without it, run configs/demo.py (synthetic speech)",
         "TIMIT_SAMPLE_DIR",
     ),
-    "manifest": _Place("a folder with train.jsonl and test.jsonl (or .csv)", "set data.path"),
+    "manifest": _Place("a folder with train.jsonl and test.jsonl (or .csv)", "set data.path to FOLDER"),
     "hub": _Place("a Hugging Face dataset's hub id or folder", "set data.path to OWNER/NAME"),
     "synthetic": _Place("the synthetic corpus's folder", "run configs/demo.py, which makes it"),
 }

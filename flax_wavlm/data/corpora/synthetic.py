@@ -117,9 +117,10 @@ def _plan(seed: int, train_clips: int, test_clips: int) -> list[_Clip]:
     total, possible = train_clips + test_clips, math.prod(shape)
     if total > possible:
         raise UserError(
-            field="data.synthetic.train_clips + test_clips",
-            found=total,
-            expected=f"at most {possible}, the number of the grammar's sentences",
+            field="data.synthetic.train_clips",
+            found=train_clips,
+            expected=f"at most {possible - test_clips} beside {test_clips} test clips, as the grammar has "
+            f"{possible} sentences",
         )
     rng = np.random.default_rng(seed)
     sentences = []
