@@ -16,6 +16,7 @@ from flax_wavlm.errors import cannot_write
 from flax_wavlm.files import write_atomically
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.parameters import Params
+from flax_wavlm.ops.switch import kernels
 from flax_wavlm.recognition.forward import ClipBatches, forward_pass, jit_over_batches, run_over
 from flax_wavlm.recognition.task import Batch, Scoring, Task
 
@@ -55,7 +56,8 @@ def make_eval_step(task: Task, config: WavLMConfig, mesh: Mesh) -> EvalStep:
 
     def eval_step(params: Params, batch: Batch) -> EvalOutput:
         outputs, frame_lengths = forward(params, batch)
-        loss = task.loss(outputs, frame_lengths, batch)
+        with kernels(config.kernels):
+            loss = task.loss(outputs, frame_lengths, batch)
         return EvalOutput(batch["clip"], task.predict(outputs, frame_lengths), *loss)
 
     return jit_over_batches(eval_step, mesh)

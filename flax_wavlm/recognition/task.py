@@ -101,7 +101,8 @@ class Task:
     """What a model learns to say of a clip.
 
     Attributes:
-        head: the model's class, called with (config, rngs). The model called with (input_values, lengths,
+        head: the model's class, called with (config, rngs); the model keeps the config. The model called with
+        (input_values, lengths,
             key=...) gives a tuple that begins with outputs [B, T, V] and frame_lengths [B]. So does its
             `from_features`, which training calls where the convolutional encoder is frozen.
         settings: the fields of WavLMConfig that the task decides, such as the head's width.

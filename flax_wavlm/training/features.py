@@ -91,7 +91,9 @@ def _identity(config: WavLMConfig, frozen: Params, batches: Batches, mesh: Mesh)
         contents.update("/".join(path).encode() + np.ascontiguousarray(array).tobytes())
     for clip in batches.clips:
         contents.update(clip.samples.data)
-    fields = ("conv_dim", "conv_stride", "conv_kernel", "conv_bias", "feat_extract_activation", "dtype")
+    fields = ["conv_dim", "conv_stride", "conv_kernel", "conv_bias", "feat_extract_activation", "dtype"]
+    if config.kernels != "auto":  # a field of later versions: without it, older caches stay of use
+        fields.append("kernels")
     return [
         contents.hexdigest(),
         [str(clip.samples.dtype) for clip in batches.clips],

@@ -14,8 +14,10 @@ from jax.sharding import Mesh
 
 from flax_wavlm.data.preprocessor import INPUTS, input_values
 from flax_wavlm.models.config import WavLMConfig
+from flax_wavlm.models.layers import computing
 from flax_wavlm.models.parameters import Params, combine, merge
 from flax_wavlm.models.wavlm import FeatureEncoder
+from flax_wavlm.ops.switch import kernels
 from flax_wavlm.parallel import sharding
 from flax_wavlm.recognition.task import BatchLoss, Loss
 from flax_wavlm.training.state import SKIPPED_KEPT, TOTALS, TrainState
@@ -64,7 +66,8 @@ def make_train_step(
         else:
             result = model(input_values(batch), batch["lengths"], key=key)
         outputs, frame_lengths = result[:2]
-        total, infeasible = loss(outputs, frame_lengths, batch)
+        with kernels(model.config.kernels):
+            total, infeasible = loss(outputs, frame_lengths, batch)
         return total * scale, infeasible
 
     gradient = jax.value_and_grad(scaled_loss, has_aux=True)
@@ -188,7 +191,7 @@ def jit_encode(config: WavLMConfig, mesh: Mesh, *, accumulation: int = 1) -> Enc
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: FeatureEncoder(config, nnx.Rngs(0))))
 
     def encode_rows(encoder: Params, batch: Batch) -> Array:
-        with jax.default_matmul_precision(config.matmul_precision):
+        with computing(config):
             features = merge(graphdef, encoder)(input_values(batch), batch["lengths"])
         frame_lengths = config.frame_count(batch["lengths"])
         return jnp.where((jnp.arange(features.shape[1]) < frame_lengths[:, None])[:, :, None], features, 0)

@@ -71,8 +71,9 @@ def torch_curve(reference: Reference, rows: np.ndarray, lengths: np.ndarray, lab
     return losses
 
 
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
 def test_training_curve_is_pytorchs(
-    timit_sample: Path, tmp_path: Path, measured: Callable[[str], None]
+    kernels: str, timit_sample: Path, tmp_path: Path, measured: Callable[[str], None]
 ) -> None:
     reference = tiny_reference("large", tmp_path / "model", scale=0.05)
     CTCTokenizer.from_texts(["abcdefghijklmnopqrstuvwxyz'"]).save(reference.folder)
@@ -92,7 +93,9 @@ def test_training_curve_is_pytorchs(
     result = train(
         TrainConfig(
             workdir=str(tmp_path / "run"),
-            model=ModelSettings(checkpoint=str(reference.folder), overrides=Overrides(**NO_REGULARISATION)),
+            model=ModelSettings(
+                checkpoint=str(reference.folder), kernels=kernels, overrides=Overrides(**NO_REGULARISATION)
+            ),
             data=DataSettings(corpus="manifest", path=str(manifest), buckets=1),
             train=LoopSettings(batch_size=8, steps=STEPS, eval_batch_size=8, log_every=1, eval_every=STEPS),
             optim=OptimSettings(learning_rate=LEARNING_RATE, warmup_steps=WARMUP),
@@ -105,8 +108,8 @@ def test_training_curve_is_pytorchs(
     theirs = torch_curve(reference, rows, lengths, labels)
     difference = np.abs(np.array(ours) / np.array(theirs) - 1)
     measured(
-        f"training curve, 20 steps: loss {theirs[0]:.3f} to {theirs[-1]:.3f}, largest relative difference "
-        f"{difference.max():.1e}"
+        f"training curve, 20 steps, kernels {kernels!r}: loss {theirs[0]:.3f} to {theirs[-1]:.3f}, "
+        f"largest relative difference {difference.max():.1e}"
     )
     assert theirs[-1] < 0.75 * theirs[0]  # the curve goes somewhere
     assert difference.max() <= 1e-3

@@ -64,6 +64,7 @@ class Classifier(nnx.Module):
     """WavLM with a linear layer on every frame."""
 
     def __init__(self, config: WavLMConfig, rngs: nnx.Rngs):
+        self.config = config
         self.wavlm = WavLM(config, rngs)
         self.classifier = nnx.Linear(config.hidden_size, config.vocab_size, rngs=rngs)
 
