@@ -1,6 +1,6 @@
 """Files and folders that the user names: looking, JSON, copies of the hub's repositories, whole writes.
 
-What cannot be used ends in a UserError that names the file. `write_atomically` and its kin write beside the
+A file that cannot be used is a UserError that names it. `write_atomically` and its kin write beside the
 place and rename, so that no other process, and no later run, ever sees half a file or half a folder.
 """
 
@@ -54,7 +54,7 @@ def _mode(path: Path) -> int:
 
 
 def folder_entries(folder: Path) -> list[Path]:
-    """What a folder holds, sorted by name; UserError where it cannot be listed."""
+    """The files and folders in a folder, sorted by name; UserError where it cannot be listed."""
     # Path.glob would pass over a folder that it may not read, and its files would be missing in silence.
     try:
         return sorted(folder.iterdir())

@@ -26,7 +26,7 @@ ALIGNMENT = 64  # bytes
 
 
 def file_identity(file: Path) -> list[Any]:
-    """What changes when a file does: its path, size in bytes and time of change in ns."""
+    """Values that differ after a file was changed: its path, size in bytes and time of change in ns."""
     try:
         stat = file.stat()
     except OSError:

@@ -24,7 +24,7 @@ from flax_wavlm.files import exists, local_folder, read_json_object
 PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 INPUTS = ("samples", "mean", "scale", "lengths")  # the part of a batch that is the model's input
 
-# What a preprocessor must say, and what it says where it leaves a field out: transformers' defaults.
+# The values that a preprocessor must have. They are transformers' defaults, so a field may be left out.
 _REQUIRED = {
     "feature_extractor_type": "Wav2Vec2FeatureExtractor",
     "feature_size": 1,
@@ -36,7 +36,7 @@ _FLAGS = {"do_normalize": True, "return_attention_mask": False}
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """What transformers' Wav2Vec2FeatureExtractor does to one clip, and the file that says so.
+    """The work of transformers' Wav2Vec2FeatureExtractor on one clip, and the file that describes it.
 
     `return_attention_mask` records whether the checkpoint was trained with a padding mask: true for the
     layer-norm (large) kind, false for the group-norm (base) kind.

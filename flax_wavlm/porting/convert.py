@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Conversion(NamedTuple):
-    """What was read, the model made of it, and the folder that it was written to."""
+    """The weights that were read, their model, and the folder that it was written to."""
 
     weights: PretrainedWeights
     model: WavLMForCTC

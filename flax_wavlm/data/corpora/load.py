@@ -16,7 +16,7 @@ from flax_wavlm.files import is_folder
 
 
 class _Place(NamedTuple):
-    """What `data.path` should be for a corpus, and what to do where it is not."""
+    """A corpus's place: the right value of `data.path`, and what to do where it is another."""
 
     expected: str
     do: str

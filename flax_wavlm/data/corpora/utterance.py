@@ -1,4 +1,4 @@
-"""What a corpus gives: utterances, and the clips that cannot be used with the reason.
+"""Utterances, and the clips of a corpus that cannot be used, with the reason.
 
 A reader (`timit`, `manifest`, `hub`) finds clips and their text, and decodes no audio. It returns
 `(utterances, skipped)`, both sorted by id, and raises UserError where a split is missing or empty.
