@@ -1,41 +1,29 @@
-"""What is typed: flags, recipes and arguments of the scripts, each in a process of its own."""
+"""Flags, recipes and arguments of the commands, as users mistype them."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.bad_input import Case, check, each
+from helpers.commands import run
 from helpers.reference import Reference
 
 from flax_wavlm import UserError
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 
+def typed(name: str, *arguments: str, recipe: str = "") -> Callable[[Path, Reference], Any]:
+    """A command with its arguments, in which FOLDER and TINY are replaced, run in this process.
 
-def script(name: str, *arguments: str, recipe: str = "", **files: bytes) -> Callable[[Path, Reference], Any]:
-    """A script in a process of its own; FOLDER and TINY in its arguments are replaced.
-
-    What it prints as its error comes back as a UserError, where it exits as it should.
+    The error that it prints comes back as a UserError, if its exit status is the right one.
     """
 
     def give(folder: Path, tiny: Reference) -> None:
         if recipe:
             (folder / "recipe.py").write_text(recipe)
         given = [a.replace("FOLDER", str(folder)).replace("TINY", str(tiny.folder)) for a in arguments]
-        environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-        result = subprocess.run(
-            [sys.executable, str(SCRIPTS / name), *given],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert result.returncode == 2, result.stderr
+        result = run(name, *given)
+        assert result.status == 2, result.stderr
         assert "Traceback" not in result.stdout + result.stderr
         assert result.stderr.splitlines()[-1].startswith("error: "), result.stderr
         raise UserError(result.stderr.splitlines()[-1].removeprefix("error: "))
@@ -60,83 +48,79 @@ CONFIG = "--config=FOLDER/recipe.py"
 CASES = [
     Case(
         "a field that does not exist",
-        script("train_flax.py", CONFIG, "--config.optim.lerning_rate=1", recipe=RECIPE),
+        typed("train", CONFIG, "--config.optim.lerning_rate=1", recipe=RECIPE),
         error=r"--config\.optim\.lerning_rate: there is no such field; did you mean .*learning_rate",
     ),
     Case(
         "a word for a number",
-        script("train_flax.py", CONFIG, "--config.train.steps=many", recipe=RECIPE),
+        typed("train", CONFIG, "--config.train.steps=many", recipe=RECIPE),
         error=r"--config\.train\.steps=many",
     ),
     Case(
         "a flag that does not exist",
-        script("train_flax.py", CONFIG, "--workdr=x", recipe=RECIPE),
+        typed("train", CONFIG, "--workdr=x", recipe=RECIPE),
         error=r"workdr\b.*[Dd]id you mean.*workdir",
     ),
-    Case("no --config", script("train_flax.py"), error=r"--config is missing"),
+    Case("no --config", typed("train"), error=r"--config is missing"),
     Case(
         "a recipe that does not exist",
-        script("train_flax.py", "--config=FOLDER/no.py"),
+        typed("train", "--config=FOLDER/no.py"),
         error=r"--config=.*no\.py: no such file; the recipes are in configs/",
     ),
     Case(
         "a recipe that is not Python",
-        script("train_flax.py", CONFIG, recipe="learning rate: 3\n"),
+        typed("train", CONFIG, recipe="learning rate: 3\n"),
         error=r"--config=.*recipe\.py:1: SyntaxError",
     ),
     Case(
         "a recipe without get_config",
-        script("train_flax.py", CONFIG, recipe="x = 1\n"),
+        typed("train", CONFIG, recipe="x = 1\n"),
         error=r"--config=.*recipe\.py: AttributeError: .*get_config",
     ),
     Case(
         "a recipe that fails",
-        script(
-            "train_flax.py", CONFIG, recipe="import os\ndef get_config():\n    return os.environ['NO_SUCH']\n"
-        ),
+        typed("train", CONFIG, recipe="import os\ndef get_config():\n    return os.environ['NO_SUCH']\n"),
         error=r"--config=.*recipe\.py:3: KeyError: 'NO_SUCH'",
     ),
     Case(
         "a recipe that gives a dict",
-        script("train_flax.py", CONFIG, recipe="def get_config():\n    return {}\n"),
+        typed("train", CONFIG, recipe="def get_config():\n    return {}\n"),
         error=r"get_config\(\) gave a dict, expected a TrainConfig",
     ),
     Case(
         "an architecture that cannot be",
-        script(
-            "train_flax.py", CONFIG, recipe=RECIPE.replace("WavLMConfig()", "WavLMConfig(hidden_size=100)")
-        ),
+        typed("train", CONFIG, recipe=RECIPE.replace("WavLMConfig()", "WavLMConfig(hidden_size=100)")),
         error=r"config: num_attention_heads is 12, expected a divisor of hidden_size = 100",
     ),
     Case(
         "files that are not asked for",
-        script("evaluate.py", "--model=x", "--corpus=timit", "a.wav"),
+        typed("evaluate", "--model=x", "--corpus=timit", "a.wav"),
         error=r"found \['a\.wav'\], expected no argument",
     ),
     Case(
         "no file to transcribe",
-        script("transcribe.py", "--model=x"),
+        typed("transcribe", "--model=x"),
         error=r"found \[\], expected FILE\.\.\.",
     ),
-    Case("no --model", script("transcribe.py", "a.wav"), error=r"--model"),
+    Case("no --model", typed("transcribe", "a.wav"), error=r"--model"),
     Case(
         "a corpus that does not exist",
-        script("evaluate.py", "--model=TINY", "--corpus=timt", "--data=FOLDER"),
+        typed("evaluate", "--model=TINY", "--corpus=timt", "--data=FOLDER"),
         error=r"--corpus is 'timt', expected one of timit",
     ),
     Case(
         "a model that does not exist",
-        script("transcribe.py", "--model=FOLDER/no", "FOLDER/a.wav"),
+        typed("transcribe", "--model=FOLDER/no", "FOLDER/a.wav"),
         error=r"/no: no such file or folder",
     ),
     Case(
         "a run that does not exist",
-        script("export_pytorch.py", "--workdir=FOLDER/no", "--output=FOLDER/out"),
+        typed("export", "--workdir=FOLDER/no", "--output=FOLDER/out"),
         error=r"/no: has no checkpoints/",
     ),
     Case(
         "a conversion of nothing",
-        script("convert.py", "FOLDER/no", "FOLDER/out"),
+        typed("convert", "FOLDER/no", "FOLDER/out"),
         error=r"/no: no such file or folder",
     ),
 ]
