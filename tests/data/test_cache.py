@@ -7,10 +7,10 @@ import signal
 import time
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import pytest
 import soundfile
+from helpers.cache import ARRAYS, write_at_once, write_for_ever
 
 from flax_wavlm import files
 from flax_wavlm.data import cache as cache_module
@@ -20,14 +20,6 @@ from flax_wavlm.data.cache import cached
 from flax_wavlm.data.clips import usable_clips
 from flax_wavlm.data.corpora.utterance import Utterance
 from flax_wavlm.data.tokenizer import CTCTokenizer
-
-ARRAYS = [
-    np.arange(-5, 100, dtype=np.int16),
-    None,
-    np.linspace(-1, 1, 77, dtype=np.float32),
-    np.arange(12, dtype=np.float32).reshape(3, 4).astype(ml_dtypes.bfloat16),
-    np.zeros((0, 4), np.float32),
-]
 
 
 def never():
@@ -117,18 +109,11 @@ def test_error_while_making_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def write_for_ever(folder: Path) -> None:
-    def arrays():
-        while True:
-            yield np.zeros(1000, np.int16)
-
-    cached(folder, "name", ["x", 1], arrays)
-
-
 def test_killed_writer_leaves_nothing_that_is_taken_for_whole(tmp_path, monkeypatch):
     writer = multiprocessing.get_context("spawn").Process(target=write_for_ever, args=(tmp_path,))
     writer.start()
     while not any(path.stat().st_size for path in tmp_path.glob(".*/arrays")):
+        assert writer.is_alive()
         time.sleep(0.01)
     os.kill(writer.pid, signal.SIGKILL)
     writer.join()
@@ -141,15 +126,6 @@ def test_killed_writer_leaves_nothing_that_is_taken_for_whole(tmp_path, monkeypa
     DAMAGE["index missing"](next(tmp_path.glob("name-*")))
     cached(tmp_path, "name", ["x", 1], lambda: ARRAYS)
     assert not left.exists()
-
-
-def write_at_once(folder: Path, start, results) -> None:
-    def arrays():
-        start.wait()  # all writers are in the middle
-        yield from ARRAYS
-
-    found = cached(folder, "name", ["x", 1], arrays)
-    results.put([None if array is None else array.astype(np.float32).sum() for array in found])
 
 
 def test_many_writers_at_once(tmp_path):
