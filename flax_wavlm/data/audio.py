@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.errors import UserError, cannot_read
 
 log = logging.getLogger(__name__)
 
-SAMPLE_RATE = 16_000
 FEW = SAMPLE_RATE // 100  # samples, 10 ms: the `missing_ok` for speech that somebody wants transcribed
 
 _RATES = (4_000, 768_000)  # Hz; outside, a header is damaged, and resampling might make hours of a second

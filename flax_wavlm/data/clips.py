@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from flax_wavlm.data.audio import SAMPLE_RATE, read_audio
+from flax_wavlm.data.audio import read_audio
 from flax_wavlm.data.cache import cached, file_identity
 from flax_wavlm.data.corpora.utterance import Skipped, Utterance
 from flax_wavlm.data.preprocessor import mean_and_scale
+from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.data.targets import Targets
 from flax_wavlm.errors import UserError
 

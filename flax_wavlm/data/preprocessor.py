@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_wavlm.data.audio import SAMPLE_RATE
+from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.errors import UserError
 from flax_wavlm.files import exists, local_folder, read_json_object
 

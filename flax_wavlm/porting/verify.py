@@ -19,8 +19,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from flax_wavlm.data.audio import FEW, SAMPLE_RATE, read_audio
+from flax_wavlm.data.audio import FEW, read_audio
 from flax_wavlm.data.preprocessor import PREPROCESSOR_FILES, Preprocessor
+from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.errors import UserError, reason, some
 from flax_wavlm.models.heads import WavLMForCTC, structure
 from flax_wavlm.models.parameters import Params, merge, split

@@ -14,11 +14,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from flax_wavlm.data.audio import FEW, SAMPLE_RATE, read_audio
+from flax_wavlm.data.audio import FEW, read_audio
 from flax_wavlm.data.batches import FILLER
 from flax_wavlm.data.clips import Clip, describe_skipped, usable_clips
 from flax_wavlm.data.corpora.utterance import Skipped, Utterance
 from flax_wavlm.data.preprocessor import INPUTS, Preprocessor
+from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.errors import UserError
 from flax_wavlm.files import exists

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import jax
 
-from flax_wavlm.data.audio import SAMPLE_RATE
 from flax_wavlm.data.batches import Batches
+from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.errors import UserError, some
 from flax_wavlm.training.journal import Journal
 from flax_wavlm.training.state import TrainState, skipped_steps

@@ -10,7 +10,8 @@ import pytest
 import soundfile
 from helpers.errors import Parts, refused
 
-from flax_wavlm.data.audio import SAMPLE_RATE, duration_seconds, read_audio
+from flax_wavlm.data.audio import duration_seconds, read_audio
+from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.errors import UserError
 
 NOISE = (np.random.default_rng(0).standard_normal(8_000) * 3000).astype(np.int16)

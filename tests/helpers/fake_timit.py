@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from flax_wavlm.data.audio import SAMPLE_RATE
+from flax_wavlm.data.sampling import SAMPLE_RATE
 
 FOUR_SECONDS = 4 * SAMPLE_RATE
 

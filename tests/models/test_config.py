@@ -263,7 +263,7 @@ def test_bad_value(changes: dict[str, Any], name: str, shown: str, expected: str
         ({"model_type": "wav2vec2"}, ("model_type", "'wav2vec2'", "expected 'wavlm'")),
         ({"model_type": "hubert"}, ("model_type", "'hubert'", "expected 'wavlm'")),
         ({"hidden_size": 64}, ("model_type", "None", "expected 'wavlm'")),
-        ({"model_type": "wavlm", "add_adapter": True}, ("add_adapter", "true", "not supported")),
+        ({"model_type": "wavlm", "add_adapter": True}, ("add_adapter", "True", "not supported")),
         ([1, 2], ("list", "expected an object")),
         ("wavlm", ("str", "expected an object")),
     ],

@@ -89,7 +89,7 @@ graphdef, params = split(WavLMForCTC(config, nnx.Rngs(0)))
 def loss(params):
     logits, frames = merge(graphdef, params)(jax.numpy.ones((1, 1000)), key=jax.random.key(0))
     return ctc_loss(logits, frames, jax.numpy.array([[1]]), jax.numpy.array([1]), blank_id=0)[0].sum()
-value, gradient = jax.value_and_grad(loss)(params)
+value, gradient = jax.jit(jax.value_and_grad(loss))(params)
 assert jax.numpy.isfinite(value)
 print("trained")
 """

@@ -11,8 +11,8 @@ from helpers.errors import refused
 from helpers.reference import Reference
 from safetensors.numpy import load_file, save_file
 
-from flax_wavlm.data.audio import SAMPLE_RATE
 from flax_wavlm.data.preprocessor import Preprocessor
+from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.models.heads import structure
 from flax_wavlm.models.parameters import merge, split

@@ -141,6 +141,7 @@ def test_model_overrides() -> None:
         "remat": "dots",
         "unroll": 0,
         "attention": "auto",
+        "kernels": "auto",
     }
     assert WavLMConfig().replace(**overrides).remat == "dots"
     # Every override is a field of the model's configuration, of the same type.

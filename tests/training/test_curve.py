@@ -71,7 +71,7 @@ def torch_curve(reference: Reference, rows: np.ndarray, lengths: np.ndarray, lab
     return losses
 
 
-@pytest.mark.parametrize("kernels", ["auto", "reference"])
+@pytest.mark.parametrize("kernels", ["auto", pytest.param("reference", marks=pytest.mark.slow)])
 def test_training_curve_is_pytorchs(
     kernels: str, timit_sample: Path, tmp_path: Path, measured: Callable[[str], None]
 ) -> None:

@@ -20,8 +20,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from flax_wavlm.data.audio import SAMPLE_RATE
 from flax_wavlm.data.corpora.espeak import Espeak, open_espeak
+from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.errors import UserError, cannot_write, some
 from flax_wavlm.files import folder_beside, move_folder
 
