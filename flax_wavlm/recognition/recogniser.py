@@ -73,15 +73,15 @@ class Recogniser:
             UserError: the checkpoint has no CTC head, a file is missing or damaged, or head and tokenizer
                 are of different widths.
         """
-        checkpoint = open_weights(source)
-        if not checkpoint.has_head:
+        weights = open_weights(source)
+        if not weights.has_head:
             raise UserError(
                 "has no CTC head",
-                where=checkpoint.source,
-                expected="a checkpoint that gives text",
+                where=weights.source,
+                expected="a model that gives text",
                 do="fine-tune it first (model.checkpoint of a run), and give the run's export folder",
             )
-        folder, width = checkpoint.folder, checkpoint.config.vocab_size
+        folder, width = weights.folder, weights.config.vocab_size
         if not exists(folder / "vocab.json"):
             raise UserError(
                 "has no vocab.json",
@@ -98,20 +98,20 @@ class Recogniser:
                 expected=f"the {width} of the CTC head",
                 do="restore the tokenizer's files that the model was trained with",
             )
-        if tokenizer.blank_id != checkpoint.config.pad_token_id:
+        if tokenizer.blank_id != weights.config.pad_token_id:
             log.warning(
                 "%s: config.json's pad_token_id is %d, the tokenizer's %d: the latter is taken as the blank",
                 folder,
-                checkpoint.config.pad_token_id,
+                weights.config.pad_token_id,
                 tokenizer.blank_id,
             )
         mesh = sharding.make_mesh()
         model = load_model(
-            checkpoint,
+            weights,
             overrides={"dtype": dtype},
             placement=lambda path, shape: sharding.replicated(mesh),
         )
-        return cls(checkpoint.source, model.config, split(model)[1], tokenizer, preprocessor, mesh)
+        return cls(weights.source, model.config, split(model)[1], tokenizer, preprocessor, mesh)
 
     @functools.cached_property
     def task(self) -> Task:

@@ -16,11 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flax_wavlm.ops.ctc import api as ctc_api
-from flax_wavlm.ops.ctc.api import ctc_loss, reduced_sum
+from flax_wavlm.ops.ctc.api import ctc_loss
 from flax_wavlm.ops.ctc.gpu import forward as forward_by_kernel
 from flax_wavlm.ops.ctc.reference import forward as forward_by_scan
 from flax_wavlm.parallel import sharding
+from flax_wavlm.recognition.ctc_loss import loss_of_ctc
 from flax_wavlm.recognition.decoding import best_path, collapse, path_of_clip
+from flax_wavlm.recognition.task import ClipLosses, Loss
 
 Array = np.ndarray
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
@@ -123,15 +125,15 @@ def test_random_cases_hold_what_they_should() -> None:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_reduced_sum_is_torchs_reduction(reduction: str) -> None:
+def test_reduction_is_torchs(reduction: str) -> None:
     """Torch is given the valid rows only."""
     blank_id = 5
     case = random_case(9, blank_id)
 
     def reduced(logits: jax.Array, valid: jax.Array) -> jax.Array:
-        loss, _ = ctc_loss(logits, *case[1:], blank_id=blank_id)
-        total = reduced_sum(loss, case.label_lengths, valid, reduction=reduction)
-        return total / valid.sum() if reduction == "mean" else total
+        batch = {"labels": case.labels, "label_lengths": case.label_lengths, "valid": valid}
+        loss = loss_of_ctc(blank_id, reduction)
+        return loss(logits, case.frames, batch).total * loss.scale(valid.sum())
 
     jitted = jax.jit(jax.value_and_grad(reduced), compiler_options=QUICK)
     for dropped in ((), (1, 4, 6)):
@@ -146,8 +148,9 @@ def test_reduced_sum_is_torchs_reduction(reduction: str) -> None:
 def test_not_even_nan_comes_out_of_rows_that_are_not_valid() -> None:
     loss = jnp.array([1.0, np.nan, np.inf])
     valid = np.array([True, False, False])
-    assert float(reduced_sum(loss, np.array([2, 0, 3]), valid, reduction="mean")) == 0.5
-    assert float(reduced_sum(loss, np.array([2, 0, 3]), valid, reduction="sum")) == 1.0
+    given = Loss(lambda *_: ClipLosses(loss, jnp.ones(3, bool)))
+    found = given(jnp.zeros((3, 1, 1)), jnp.ones(3), {"valid": valid})
+    assert float(found.total) == 1.0
 
 
 def test_labels_after_their_length_do_not_matter() -> None:

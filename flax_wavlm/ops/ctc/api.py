@@ -94,14 +94,3 @@ def _negative_log_likelihood(
 ) -> Array:
     log_probs = jax.nn.log_softmax(logits)
     return reference.recursion(_forward_variables, log_probs, frames, labels, label_lengths, blank_id)[0]
-
-
-def reduced_sum(loss: Array, label_lengths: Array, valid: Array, *, reduction: str) -> Array:
-    """The sum of the losses [B] of valid clips, as torch's reduction "mean" or "sum" adds them up.
-
-    "mean" divides each clip's loss by the number of its labels, and the sum by the number of clips. The
-    second division is left to the caller, who knows the clips of the whole batch. "sum" has no divisions.
-    """
-    if reduction == "mean":
-        loss = loss / jnp.maximum(label_lengths, 1)
-    return jnp.sum(jnp.where(valid, loss, 0.0))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from flax_wavlm.errors import UserError
-from flax_wavlm.files import write_atomically
+from flax_wavlm.files import replaced, write_atomically
 from flax_wavlm.recognition.task import Row, Scoring
 from flax_wavlm.training.report.metrics import evaluations
 
@@ -71,7 +71,8 @@ def curves(rows: Iterable[Row], path: Path, scoring: Scoring) -> None:
         figure.savefig(png, format="png", dpi=150)
     text = svg.getvalue()
     write_atomically(path, text[text.index("<svg") :])  # without the prologue, it can be put into a page
-    path.with_suffix(".png").write_bytes(png.getvalue())
+    with replaced(path.with_suffix(".png")) as scratch:
+        scratch.write_bytes(png.getvalue())
 
 
 def _draw(rows: Sequence[Row], scoring: Scoring) -> Figure:
