@@ -21,9 +21,8 @@ from typing import IO, Any
 
 from flax_wavlm.errors import UserError, cannot_read, cannot_write, reason, shown
 
-ABANDONED = (
-    24 * 3600
-)  # seconds after its last write until a half-written file or folder counts as a dead process's
+# Seconds after its last write until a half-written file or folder counts as a dead process's.
+ABANDONED = 24 * 3600
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 

@@ -44,7 +44,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = dict(
 
 @contextlib.contextmanager
 def computing(how: Compute) -> Iterator[None]:
-    """What is traced inside has the precision and the kernels that the settings ask for."""
+    """Code that is traced inside has the precision and the kernels that the settings ask for."""
     with jax.default_matmul_precision(how.matmul_precision), kernels(how.kernels):
         yield
 

@@ -22,7 +22,7 @@ _references: ContextVar[bool] = ContextVar("references", default=False)
 
 @contextlib.contextmanager
 def kernels(mode: str) -> Iterator[None]:
-    """What is traced inside takes references only, if `mode` is "reference"; "auto" changes nothing."""
+    """Code that is traced inside takes references only, if `mode` is "reference"; "auto" changes nothing."""
     if mode not in KERNELS:
         raise UserError(field="model.kernels", found=mode, expected=" or ".join(map(repr, KERNELS)))
     token = _references.set(mode == "reference" or _references.get())
