@@ -133,7 +133,7 @@ def ending(outcome: BaseException | int | None, **changes: object) -> Command:
         return outcome
 
     settings = {"fields": {"data.path": "--data"}, **changes}
-    return Command("test", "Tests.", lambda values, given: None, work, **settings)  # type: ignore[arg-type]
+    return Command("test", "Tests.", lambda values, given: None, work, **settings)  # type: ignore[arg-type]  # any may be given
 
 
 @pytest.mark.parametrize(

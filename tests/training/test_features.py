@@ -91,7 +91,7 @@ def test_features_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         np.testing.assert_array_equal(one, other, strict=True)
     for change in (
         lambda: kept(tmp_path, tiny_batches(), seed=1),
-        lambda: kept(tmp_path, tiny_batches(2 * DEVICES)),
+        lambda: kept(tmp_path, tiny_batches(3 * DEVICES)),
         lambda: kept(tmp_path, tiny_batches(), config=CONFIG.replace(dtype="bfloat16")),
     ):
         with pytest.raises(AssertionError, match="made again"):

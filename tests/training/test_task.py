@@ -11,6 +11,7 @@ import pytest
 import soundfile
 from flax import nnx
 from helpers.reference import NO_REGULARISATION
+from helpers.steps import SMALL
 
 from flax_wavlm.data.batches import Batches
 from flax_wavlm.data.clips import Clip, usable_clips
@@ -112,21 +113,7 @@ PITCH = Task(
 
 # --- A run of it --------------------------------------------------------------------------------------------
 
-CONFIG = WavLMConfig(
-    hidden_size=32,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    intermediate_size=64,
-    feat_extract_norm="layer",
-    do_stable_layer_norm=True,
-    conv_dim=(16, 16, 16),
-    conv_kernel=(10, 4, 4),
-    conv_stride=(5, 4, 4),
-    num_conv_pos_embeddings=16,
-    num_conv_pos_embedding_groups=4,
-    num_buckets=32,
-    max_bucket_distance=40,
-).replace(**NO_REGULARISATION, **PITCH.settings)
+CONFIG = SMALL.replace(num_hidden_layers=1, **NO_REGULARISATION, **PITCH.settings)
 
 
 @pytest.fixture(scope="module")
