@@ -155,7 +155,9 @@ def decode_audio(
         try:
             if isinstance(utterance.audio, Path):
                 return read_audio(utterance.audio)
-            return read_audio(utterance.audio(), utterance.id)
+            audio = utterance.audio()
+            assert isinstance(audio, bytes)
+            return read_audio(audio, utterance.id)
         except UserError as error:
             return error
 
