@@ -155,9 +155,7 @@ def decode_audio(
         try:
             if isinstance(utterance.audio, Path):
                 return read_audio(utterance.audio)
-            audio = utterance.audio()
-            assert isinstance(audio, bytes)
-            return read_audio(audio, utterance.id)
+            return read_audio(utterance.audio(), utterance.id)
         except UserError as error:
             return error
 

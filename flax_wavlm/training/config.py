@@ -67,30 +67,15 @@ class SyntheticSettings:
 
 
 @dataclass
-class SplitSettings:
-    """What the corpus calls its splits. Empty: the usual names, those that there are."""
-
-    train: str = ""  # the split to train on; hub: also a part of one, "train[:95%]"
-    dev: str = ""  # the split that chooses the best checkpoint, where `data.dev` says nothing
-    test: str = ""  # the split that is evaluated once, at the end
-
-
-@dataclass
 class DataSettings:
     """Where the speech is, and how batches are made of it."""
 
-    corpus: str = ""  # which reader: `train --help` lists the corpora
-    path: str = ""  # a folder, or the id of a data set on the hub; several with commas between them
-    weights: tuple[float, ...] = ()  # of the corpora in `path`: how often an epoch has each; empty: once
-    splits: SplitSettings = field(default_factory=SplitSettings)  # what the corpus calls its splits
-    dev: str = ""  # what chooses: a split, a path, a share of train, or "test"; empty: the corpus's own
-    dev_share: float = 0.1  # share of train that becomes dev where the corpus has none
-    dev_seed: int = 0  # of the choice of that share
-    channel: str = "auto"  # of recordings with several: auto, mean, left, right, or a number from 0
+    corpus: str = ""  # timit, timit_sample, manifest, hub or synthetic
+    path: str = ""  # a folder, or the id of a data set on the hub
     train_max_seconds: float = 0.0  # use only training clips shorter than this; 0: all
     held_out_speakers: tuple[str, ...] = ()  # timit_sample: the speakers of the test split
-    audio_column: str = ""  # hub: the column of the audio; empty: found by its kind
-    text_column: str = ""  # hub: the column of the text; empty: found by the usual names
+    audio_column: str = "audio"  # hub: the column of the audio
+    text_column: str = "text"  # hub: the column of the text
     hub_config: str = ""  # hub: the data set's configuration
     tokenizer: str = ""  # folder or hub id; empty: the checkpoint's, else one from the corpus's text
     synthetic: SyntheticSettings = field(default_factory=SyntheticSettings)  # the corpus "synthetic"
@@ -99,18 +84,6 @@ class DataSettings:
     prefetch: int = 8  # batches made ahead
     cache: str = ""  # folder for decoded audio; empty: cache/ beside the workdir; "none": decode every time
     cache_features: bool = False  # also keep there what the frozen feature encoder makes of training clips
-
-
-@dataclass
-class TextSettings:
-    """How the corpus's text becomes the model's. None takes the preset's value."""
-
-    preset: str = "auto"  # auto, timit (the seed's rule), written (nothing removed) or tokens (phonemes)
-    case: str | None = None  # lower, upper, keep, or auto: as the tokenizer has it, lower where it is new
-    remove: str | None = None  # characters that are deleted, in place of the preset's
-    keep: str | None = None  # characters that stay, though the preset would remove them
-    language: str | None = None  # a code such as "tr", where upper and lower case depend on it
-    unit: str | None = None  # character, or token: symbols with white space between them, such as phonemes
 
 
 @dataclass
@@ -125,7 +98,6 @@ class LoopSettings:
     eval_every: int = 500  # steps between evaluations; a checkpoint is saved at each
     log_every: int = 50  # steps between log lines
     save_every: int = 0  # steps between further checkpoints; 0: only at evaluations
-    best_by: str = "auto"  # what chooses the best checkpoint: wer, cer, loss, or auto
     ctc_loss_reduction: str = "mean"  # "mean" or "sum", as torch.nn.functional.ctc_loss's
     skip_nonfinite: int = 0  # steps that may be skipped because loss or gradient is not finite
 
@@ -160,7 +132,6 @@ class TrainConfig:
     workdir: str = ""  # folder of the run
     model: ModelSettings = field(default_factory=ModelSettings)  # which model, and how it is computed
     data: DataSettings = field(default_factory=DataSettings)  # where the speech is
-    text: TextSettings = field(default_factory=TextSettings)  # how its text becomes the model's
     train: LoopSettings = field(default_factory=LoopSettings)  # how long, and when to evaluate
     optim: OptimSettings = field(default_factory=OptimSettings)  # AdamW and its schedule
     mesh: MeshSettings = field(default_factory=MeshSettings)  # devices along each axis
@@ -293,14 +264,7 @@ def _check_types(config: Any, prefix: str = "") -> None:
 # Later versions add fields. A config.json that lacks a field was written before the field existed. The field
 # then stands for what was computed at that time: the value here, by the field's dotted name, or else the
 # dataclass's default. Whoever adds a field whose default changes what is computed adds the old value here.
-WHEN_ABSENT: dict[str, Any] = {
-    "data.audio_column": "audio",
-    "data.channel": "mean",
-    "data.dev": "test",
-    "data.text_column": "text",
-    "text.preset": "before-0.2",
-    "train.best_by": "wer",
-}
+WHEN_ABSENT: dict[str, Any] = {}
 
 
 def read_saved(path: Path) -> dict[str, Any]:

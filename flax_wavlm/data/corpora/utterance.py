@@ -9,44 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 from flax_wavlm.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-
-class Samples(NamedTuple):
-    """Audio that a corpus holds as numbers."""
-
-    samples: np.ndarray  # [N], or [N, channels]; floats of full scale 1.0, or int16
-    rate: int  # Hz
-
-
-class NoSplit(UserError):
-    """The corpus has no such split; the message lists those that it has."""
 
 
 @dataclass(frozen=True)
 class Utterance:
     """One clip: where its audio is, and its text as the corpus writes it.
 
-    Attributes:
-        audio: a file, or a function that gives a file's bytes, or samples with their rate.
-        start, end: the part of the recording that was said, in seconds from its beginning; None: from its
-            beginning, to its end.
-        duration: what the corpus states as the length of that part (or of the whole recording), in seconds;
-            None where it states nothing.
+    `audio` is a file, or a function that gives a file's bytes. `duration` is in seconds, None where the
+    corpus does not state it.
     """
 
     id: str
-    audio: Path | Callable[[], bytes | Samples]
+    audio: Path | Callable[[], bytes]
     text: str
     speaker: str = ""
     duration: float | None = None
-    start: float | None = None
-    end: float | None = None
 
 
 @dataclass(frozen=True)
