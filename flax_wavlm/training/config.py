@@ -231,6 +231,8 @@ def _check_data(data: DataSettings) -> None:
     for name in ("buckets", "threads", "prefetch"):
         _at_least(1, data, f"data.{name}")
     _at_least(0, data, "data.train_max_seconds", "0 (no limit) or more")
+    _require(0 < data.dev_share < 1, "data.dev_share", data.dev_share, "above 0 and below 1")
+    _at_least(0, data, "data.dev_seed")
     _require(
         data.cache != "none" or not data.cache_features,
         "data.cache",
@@ -250,6 +252,9 @@ def _check_loop(train: LoopSettings) -> None:
         train.steps,
         f"above 0, or else train.epochs above 0, which is {train.epochs}",
     )
+    choices = ("auto", "wer", "cer", "loss")
+    hint = did_you_mean(train.best_by, choices)
+    _require(train.best_by in choices, "train.best_by", train.best_by, f"one of {', '.join(choices)}", hint)
     reduction = train.ctc_loss_reduction
     _require(reduction in ("mean", "sum"), "train.ctc_loss_reduction", reduction, "'mean' or 'sum'")
 

@@ -43,6 +43,11 @@ class StartingPoint(NamedTuple):
     tokenizer: CTCTokenizer
     preprocessor: Preprocessor
 
+    def judged_by(self, score: str) -> StartingPoint:
+        """The same, with the best checkpoint chosen by another score of the task, or by "loss"."""
+        scoring = dataclasses.replace(self.task.scoring, best_by=score)
+        return self._replace(task=dataclasses.replace(self.task, scoring=scoring))
+
     def save_processor(self, folder: Path) -> None:
         """Writes the files that say how the model reads and writes: an export copies them."""
         with writing(folder):

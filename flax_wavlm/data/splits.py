@@ -1,0 +1,103 @@
+"""Train, dev and test of a corpus: which splits they are, and a dev split that is cut from train.
+
+The best checkpoint is chosen on dev. Test is read once, at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from flax_wavlm.data.corpora.utterance import Utterance
+from flax_wavlm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+MOST_CUT = 2.0  # times the share that was asked for: larger groups of clips are not cut off
+
+
+class Cut(NamedTuple):
+    """A training set, parted in two."""
+
+    train: list[Utterance]
+    dev: list[Utterance]
+    by: str  # what was kept together: "speaker", "text" or "clip"
+
+
+def parse_share(text: str) -> float | None:
+    """ "5%" and "0.05" to 0.05; None for a text that is no number.
+
+    Raises UserError where the share is not above 0 and below 1.
+    """
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        return None
+    if not 0 < share < 1:
+        raise UserError(
+            field="data.dev", found=text, expected="a share of train above 0 and below 1, such as 0.05 or 5%"
+        )
+    return share
+
+
+def cut_dev(train: Sequence[Utterance], share: float, seed: int, normalise: Callable[[str], str]) -> Cut:
+    """Parts a training set: whole speakers go to dev where speakers are known, else whole texts.
+
+    The same utterances, share and seed give the same parts, on any machine. Where neither speakers nor texts
+    give a dev set of at most twice the share, single clips are taken.
+
+    Args:
+        train: at least two utterances.
+        share: of the clips, above 0 and below 1; at least one clip is taken.
+        seed: of the choice.
+        normalise: an utterance's text to the one that is compared.
+    Raises:
+        UserError: there is only one utterance.
+    """
+    if len(train) < 2:
+        raise UserError(
+            f"train has {len(train)} clip, from which no dev split can be cut",
+            field="data.dev",
+            expected="at least 2 clips",
+            do="set data.dev to a split or a path",
+        )
+    wanted = max(1, round(share * len(train)))
+    groupings: dict[str, Callable[[Utterance], str]] = {
+        "speaker": lambda utterance: utterance.speaker,
+        "text": lambda utterance: normalise(utterance.text),
+        "clip": lambda utterance: utterance.id,
+    }
+    if not all(utterance.speaker for utterance in train):
+        del groupings["speaker"]
+    for by, key in groupings.items():
+        keys = [key(utterance) for utterance in train]
+        taken = _groups_for_dev(keys, wanted, seed)
+        if taken:
+            parts: dict[bool, list[Utterance]] = {True: [], False: []}
+            for utterance, group in zip(train, keys, strict=True):
+                parts[group in taken].append(utterance)
+            return Cut(parts[False], parts[True], by)
+    raise AssertionError("single clips can always be taken")
+
+
+def _groups_for_dev(keys: Sequence[str], wanted: int, seed: int) -> set[str]:
+    """Groups of together about `wanted` items, in a random order that only key and seed decide.
+
+    Empty where every group is too large, or nothing would be left.
+    """
+    sizes: dict[str, int] = {}
+    for key in keys:
+        sizes[key] = sizes.get(key, 0) + 1
+    order = sorted(sizes, key=lambda key: hashlib.sha256(f"{seed} {key}".encode(errors="replace")).digest())
+    most = min(MOST_CUT * wanted, len(keys) - 1)
+    taken: set[str] = set()
+    count = 0
+    for key in order:
+        if count >= wanted:
+            break
+        if count + sizes[key] <= most:
+            taken.add(key)
+            count += sizes[key]
+    return taken
