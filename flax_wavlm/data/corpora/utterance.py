@@ -62,9 +62,13 @@ def by_id(clip: Utterance | Skipped) -> str:
     return clip.id
 
 
-def empty_split(where: str, expected: str, skipped: list[Skipped]) -> UserError:
+class EmptySplit(UserError):
+    """The split is there, and holds no clip that can be used."""
+
+
+def empty_split(where: str, expected: str, skipped: list[Skipped]) -> EmptySplit:
     """The error for a split without a usable clip, with the reason of the first that was skipped."""
     found = f"{len(skipped):,} unusable ({skipped[0].id}: {skipped[0].reason})" if skipped else "none"
-    return UserError(
+    return EmptySplit(
         f"no usable clip, {found}", where=where, expected=expected, do="check the path and its files"
     )
