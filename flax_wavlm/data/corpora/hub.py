@@ -17,8 +17,8 @@ def read_hub(
     name: str,
     split: str,
     *,
-    audio_column: str = "audio",
-    text_column: str = "text",
+    audio_column: str = "",
+    text_column: str = "",
     config: str | None = None,
 ) -> tuple[list[Utterance], list[Skipped]]:
     """A Hugging Face dataset: hub id, folder of parquet files, or a DatasetDict saved to disk.
@@ -29,6 +29,7 @@ def read_hub(
 
     Raises UserError where `datasets` cannot load it, or a column is missing or of another kind.
     """
+    audio_column, text_column = audio_column or "audio", text_column or "text"
     where = f"Hugging Face dataset {name!r}"
     dataset = _load(name, config, split)
     audio = _checked_columns(dataset, audio_column, text_column, where)
@@ -42,6 +43,18 @@ def read_hub(
     if not utterances:
         raise empty_split(where, f"rows in split {split!r}", skipped)
     return utterances, skipped
+
+
+def splits_of_hub(name: str, *, config: str | None = None) -> list[str]:
+    """The names of the splits that there are."""
+    import datasets
+
+    try:
+        if (Path(name) / "dataset_dict.json").exists():
+            return list(datasets.load_from_disk(name))
+        return datasets.get_dataset_split_names(name, config)
+    except Exception as error:
+        raise UserError(f"datasets cannot load it ({reason(error)})", where=name) from error
 
 
 def _load(name: str, config: str | None, split: str) -> Dataset:
