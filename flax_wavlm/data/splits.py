@@ -15,7 +15,8 @@ from flax_wavlm.errors import UserError
 
 log = logging.getLogger(__name__)
 
-MOST_CUT = 2.0  # times the share that was asked for: larger groups of clips are not cut off
+MOST_CUT = 2.0  # times the share that was asked for, while there are groups small enough
+LARGEST = 1 / 3  # of train, of a single group that is cut off where none is small enough
 
 
 class Cut(NamedTuple):
@@ -45,8 +46,8 @@ def parse_share(text: str) -> float | None:
 def cut_dev(train: Sequence[Utterance], share: float, seed: int, normalise: Callable[[str], str]) -> Cut:
     """Parts a training set: whole speakers go to dev where speakers are known, else whole texts.
 
-    The same utterances, share and seed give the same parts, on any machine. Where neither speakers nor texts
-    give a dev set of at most twice the share, single clips are taken.
+    The same utterances, share and seed give the same parts, on any machine. Where each speaker has more than
+    a third of the clips, texts are taken; where each text has, single clips.
 
     Args:
         train: at least two utterances.
@@ -85,13 +86,13 @@ def cut_dev(train: Sequence[Utterance], share: float, seed: int, normalise: Call
 def _groups_for_dev(keys: Sequence[str], wanted: int, seed: int) -> set[str]:
     """Groups of together about `wanted` items, in a random order that only key and seed decide.
 
-    Empty where every group is too large, or nothing would be left.
+    Where all are larger than that, the smallest; none where even that one is too large.
     """
     sizes: dict[str, int] = {}
     for key in keys:
         sizes[key] = sizes.get(key, 0) + 1
     order = sorted(sizes, key=lambda key: hashlib.sha256(f"{seed} {key}".encode(errors="replace")).digest())
-    most = min(MOST_CUT * wanted, len(keys) - 1)
+    most = MOST_CUT * wanted
     taken: set[str] = set()
     count = 0
     for key in order:
@@ -100,4 +101,7 @@ def _groups_for_dev(keys: Sequence[str], wanted: int, seed: int) -> set[str]:
         if count + sizes[key] <= most:
             taken.add(key)
             count += sizes[key]
+    if not taken or count == len(keys):
+        smallest = min(order, key=sizes.__getitem__)
+        taken = {smallest} if len(sizes) > 1 and sizes[smallest] <= max(1, LARGEST * len(keys)) else set()
     return taken

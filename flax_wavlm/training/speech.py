@@ -73,7 +73,6 @@ def prepare_speech(
             max_seconds=(data.train_max_seconds or None) if training else None,
             drop_infeasible=training,
             cache=cache,
-            channel=data.channel,
         )[0]
 
     def batched(clips: Sequence[Clip]) -> ClipBatches:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from flax_wavlm.data.corpora.hub import read_hub, splits_of_hub
 from flax_wavlm.data.corpora.manifest import read_manifest
 from flax_wavlm.data.corpora.splits import JOINED, ROLES, no_such_split, role_of, splits_by_role
-from flax_wavlm.data.corpora.timit import read_timit, read_timit_sample
+from flax_wavlm.data.corpora.timit import read_timit, read_timit_sample, splits_of_timit
 from flax_wavlm.data.corpora.utterance import EmptySplit, Skipped, Utterance, by_id
 from flax_wavlm.errors import UserError, did_you_mean, some
 from flax_wavlm.files import folder_entries, is_folder
@@ -62,7 +62,7 @@ _KINDS = {
         "speech) or configs/timit_sample.py (NLTK's free sample of 160 clips: `python -m nltk.downloader "
         "timit`)",
         lambda source, split: read_timit(source.path, split),
-        _timit_splits,
+        lambda source: splits_of_timit(source.path),
         "TIMIT_DIR",
     ),
     "timit_sample": _Kind(
@@ -95,7 +95,7 @@ _KINDS = {
         "the synthetic corpus's folder",
         "run configs/demo.py, which makes it",
         lambda source, split: read_timit(source.path, split),
-        _timit_splits,
+        lambda source: splits_of_timit(source.path),
     ),
 }
 CORPORA = tuple(_KINDS)

@@ -20,7 +20,7 @@ JOINED = "+"  # stands between the names of splits that are read as one
 _NAMES = {
     "train": ("train", "training"),
     "dev": ("dev", "valid", "validation", "val", "development", "eval", "evaluation"),
-    "test": ("test", "testing"),
+    "test": ("test-core", "test", "testing"),  # TIMIT's own "test" holds its dev speakers too
 }
 _EVALUATION = ("eval", "evaluation")  # the test split of those corpora that have another dev split
 

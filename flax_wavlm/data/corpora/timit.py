@@ -19,7 +19,7 @@ _CORE_TEST = """
     mbpm0 mklt0 fnlp0 mcmj0 mjdh0 fmgd0 mgrt0 mnjm0 fdhc0 mjln0 mpam0 fmld0
 """
 # The 50 speakers of the test set with whom the field tunes its models, as in Kaldi's recipe: Halberstadt,
-# "Heterogeneous Acoustic Measurements and Multiple Classifiers for Speech Recognition", PhD thesis, MIT, 1998.
+# "Heterogeneous Acoustic Measurements and Multiple Classifiers for Speech Recognition", thesis, MIT, 1998.
 _DEV = """
     faks0 fdac1 fjem0 mgwt0 mjar0 mmdb1 mmdm2 mpdf0 fcmh0 fkms0 mbdg0 mbwm0 mcsh0
     fadg0 fdms0 fedw0 mgjf0 mglb0 mrtk0 mtaa0 mtdt0 mthc0 mwjg0 fnmr0 frew0 fsem0
@@ -27,7 +27,6 @@ _DEV = """
     majc0 mjsw0 mreb0 fgjd0 fjmg0 mroa0 mteb0 mjfc0 mrjr0 fmml0 mrws1
 """
 CORE_TEST_SPEAKERS, DEV_SPEAKERS = frozenset(_CORE_TEST.split()), frozenset(_DEV.split())
-SHARED_SENTENCES = ("sa1", "sa2")  # read by every speaker
 # Where a clip has two copies, the LDC's own SPHERE file is read, and not the RIFF copy made from it.
 _AUDIO_SUFFIXES = ("wav", "wav.wav")
 _SAMPLE_SPEAKER = re.compile(r"(dr[1-8])-([fm][a-z]{3}\d)", re.IGNORECASE)
