@@ -119,6 +119,11 @@ def test_segments(folder):
     ]
 
 
+def test_a_segment_needs_its_end(folder):
+    with refused("the segment has no end", field="segments", where=r"train\.jsonl:1, segment 1$"):
+        read(folder, json.dumps(ROW | {"segments": [{"start": 0, "text": "one"}]}))
+
+
 @pytest.mark.parametrize(("here", "there"), [("NFC", "NFD"), ("NFD", "NFC")])
 def test_an_accent_in_another_form(folder, here, there):
     """In the name of the file, and in that of its folder."""

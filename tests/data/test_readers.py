@@ -54,7 +54,7 @@ def test_common_voice(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "parts"),
     [
-        ("s1\ta.mp3\n", {"problem": "2 fields", "where": r"train\.tsv:2$"}),
+        ("s1\ta.mp3\n", {"found": 2, "expected": "3 fields", "where": r"train\.tsv:2$"}),
         ("s1\t../a.mp3\tone\n", {"field": "path", "found": "../a.mp3", "where": r"train\.tsv:2$"}),
         ("s1\ta.mp3\tone\ns2\ta.mp3\ttwo\n", {"problem": r"'a\.mp3' is also at .*train\.tsv:2"}),
         ("s1\tx.mp3\tone\ns2\ty.mp3\ttwo\n", {"problem": r"2 of 2 audio files .* 'x\.mp3', 'y\.mp3'"}),
@@ -201,6 +201,7 @@ FOLDER = {
     "README.txt": "notes",
 }
 REASONS = {
+    "README": "no audio file beside README.txt",
     "ben/3": "no .txt or .lab file beside 3.wav",
     "ben/4": "no audio file beside 4.txt",
     "ben/5": "several text files of one name: 5.lab, 5.txt",

@@ -144,8 +144,9 @@ def _check_row(where: str, row: list[str], header: list[str], delimiter: str) ->
             )
     if len(row) != len(header):
         raise UserError(
-            f"the row has {len(row)} fields, not the header's number of fields",
+            "the row has not the header's number of fields",
             where=where,
+            found=len(row),
             expected=f"{len(header)} fields",
             do="write texts without tabs"
             if delimiter == "\t"
