@@ -99,7 +99,7 @@ def test_a_sentence_that_everybody_says_is_named_apart() -> None:
     train = [
         said(f"{s}-{i}", "she had" if i == 0 else f"{s} says {i}", f"s{s}")
         for s in range(4)
-        for i in range(2)
+        for i in range(3)
     ]
     test = [said("a", "she had", "new"), said("b", "2 says 1", "new")]
     everybody, leak = shared(train, test, as_written)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from flax_wavlm.data.corpora.folders import one_line
 from flax_wavlm.errors import UserError, shown, some
 from flax_wavlm.files import exists, is_file
 
@@ -168,8 +169,3 @@ class AudioFiles:
 
 def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
-
-
-def one_line(text: str) -> str:
-    """The text with its control characters escaped: a name of a file may hold line ends."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

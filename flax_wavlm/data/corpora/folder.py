@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flax_wavlm.data.corpora.audio_files import is_audio
-from flax_wavlm.data.corpora.folders import folders, read_utf8
+from flax_wavlm.data.corpora.folders import folders, one_line, read_utf8
 from flax_wavlm.data.corpora.utterance import (
     Skipped,
     Utterance,
@@ -24,15 +24,16 @@ from flax_wavlm.errors import UserError, cannot_read, some
 
 _EXPECTED = "a folder of audio files with a .txt or .lab file beside each"
 _TEXT_SUFFIXES = (".txt", ".lab")
-_TIMES = re.compile(r"\s*(\d+(?:\.\d+)?)\s+(\d+(?:\.\d+)?)(\s+\S.*)?")  # a line of labels: begin, end, label
+_TIMES = re.compile(r"\s*(\d+(?:\.\d+)?)\s+(\d+(?:\.\d+)?)\s+\S.*")  # a line of labels: begin, end, label
 
 
 def read_folder(path: str | Path, split: str) -> tuple[list[Utterance], list[Skipped]]:
     """Audio files in a folder and the folders in it, each with a text file of its name beside it.
 
     Folders in `path` that are named after splits (train, dev, test-clean, ...) are its splits. Without any,
-    all of `path` is one split, "train". An id is the path from `path` on, without suffix. The speaker is the
-    first folder below the split, where there are several and every clip lies in one of them.
+    all of `path` is one split, "train" (or of `path`'s own name, where that is a split's). An id is the path
+    from `path` on, without suffix. The speaker is the first folder below the split, where there are several
+    and every clip lies in one of them. Links are followed.
 
     Skipped are an audio file without text, with two text files, or beside another of its name; a text without
     audio; and a text file that holds times (labels of HTK, Audacity or TIMIT). Hidden files are passed over.
@@ -50,8 +51,6 @@ def read_folder(path: str | Path, split: str) -> tuple[list[Utterance], list[Ski
         id = stem.relative_to(root).as_posix()
         audio = [file for file in files if _is_audio(file)]
         texts = [file for file in files if not _is_audio(file)]
-        if not audio and any(text.suffix.lower() == ".txt" for text in texts) and _is_document(stem):
-            continue
         try:
             text = _text(audio, texts)
         except UserError as error:
@@ -75,10 +74,6 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 def _is_audio(file: Path) -> bool:
     return is_audio(file.name)
-
-
-def _is_document(stem: Path) -> bool:
-    return stem.name.lower() in ("readme", "license", "licence", "index", "speakers", "notes")
 
 
 def _files_by_stem(folder: Path) -> dict[Path, list[Path]]:
@@ -117,19 +112,20 @@ def _speakers(folder: Path, stems: list[Path]) -> dict[Path, str]:
 
 def _text(audio: list[Path], texts: list[Path]) -> str:
     """The text of a clip; UserError, which says why, where it is not clear."""
+    names = [one_line(file.name) for file in (*audio, *texts)]
     if not audio:
-        raise UserError(f"no audio file beside {texts[0].name}")
+        raise UserError(f"no audio file beside {names[0]}")
     if len(audio) > 1:
-        raise UserError(f"several audio files of one name: {some([file.name for file in audio])}")
+        raise UserError(f"several audio files of one name: {some(names[: len(audio)])}")
     if not texts:
-        raise UserError(f"no .txt or .lab file beside {audio[0].name}")
+        raise UserError(f"no .txt or .lab file beside {names[0]}")
     if len(texts) > 1:
-        raise UserError(f"several text files of one name: {some([file.name for file in texts])}")
+        raise UserError(f"several text files of one name: {some(names[1:])}")
     text = read_utf8(texts[0])
     if _holds_times(text):
-        raise UserError(f"{texts[0].name} holds times, not a text alone: {text.strip()[:40]!r}")
+        raise UserError(f"{names[1]} holds times, not a text alone: {text.strip()[:40]!r}")
     if not text.strip():
-        raise UserError(f"no text in {texts[0].name}")
+        raise UserError(f"no text in {names[1]}")
     return " ".join(text.split())
 
 

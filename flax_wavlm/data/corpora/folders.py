@@ -17,7 +17,12 @@ def folders(folder: Path) -> list[Path]:
 
 def listing(folder: Path) -> str:
     """The names in a folder as a message shows them."""
-    return some([entry.name for entry in folder_entries(folder)]) or "nothing"
+    return some([one_line(entry.name) for entry in folder_entries(folder)]) or "nothing"
+
+
+def one_line(text: str) -> str:
+    """The text with its control characters escaped: a name of a file may hold line ends."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def read_utf8(file: Path) -> str:

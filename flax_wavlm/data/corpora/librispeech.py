@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flax_wavlm.data.corpora.audio_files import is_audio
-from flax_wavlm.data.corpora.folders import folders, keyed_lines, read_utf8
+from flax_wavlm.data.corpora.folders import folders, keyed_lines, one_line, read_utf8
 from flax_wavlm.data.corpora.utterance import (
     Skipped,
     Utterance,
@@ -43,7 +43,7 @@ def read_librispeech(path: str | Path, split: str) -> tuple[list[Utterance], lis
         if text:
             utterances.append(Utterance(id, file, text, speaker))
         else:
-            skipped.append(Skipped(id, f"no text for {file}"))
+            skipped.append(Skipped(id, f"no text for {one_line(str(file))}"))
     skipped += [Skipped(id, "no audio file of that name") for id in texts]
     if not utterances:
         raise empty_split(str(folder), "SPEAKER/CHAPTER/ID.flac and *.trans.txt", skipped)

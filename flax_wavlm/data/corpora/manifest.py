@@ -88,7 +88,6 @@ def _find(folder: Path, split: str) -> Path:
             f"none of {some(names)} is there; it holds {listing(folder)}",
             where=folder,
             expected="one of them",
-            do="set data.splits to the names that are there" if splits_of_manifest(folder) else "",
         )
     if len(manifests) > 1:
         raise UserError(
@@ -114,6 +113,14 @@ def _clips(where: str, row: dict[str, Any], folder: Path, files: AudioFiles) -> 
     for number, segment in enumerate(segments, start=1):
         within = f"{where}, segment {number}"
         own = _name(within, segment, _SPEAKER) or speaker
+        if part_of(within, segment).end is None:
+            raise UserError(
+                "the segment has no end",
+                where=within,
+                field="segments",
+                expected="start, end and text",
+                do="correct the line",
+            )
         yield _clip(within, segment, files, folder, path, f"{id or path}#{number:04d}", own)
 
 

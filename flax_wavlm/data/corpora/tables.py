@@ -17,6 +17,7 @@ from flax_wavlm.files import parse_json
 TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 _DELIMITERS = ",;\t|"
 _HEADER_SHOWN = 300  # characters
+_HEADER_SNIFFED = 2000  # characters: the sniffer's patterns take long for long lines
 
 Row = tuple[str, dict[str, Any]]  # "file:line", and the line's fields
 Needed = Sequence[Sequence[str]]  # fields that a table must have, each with its other names
@@ -143,8 +144,9 @@ def _check_row(where: str, row: list[str], header: list[str], delimiter: str) ->
             )
     if len(row) != len(header):
         raise UserError(
-            f"the row has {len(row)} fields, not the header's number of fields",
+            "the row has not the header's number of fields",
             where=where,
+            found=len(row),
             expected=f"{len(header)} fields",
             do="write texts without tabs"
             if delimiter == "\t"
@@ -173,20 +175,23 @@ def _check_header(header: Sequence[str], where: str, needed: Needed) -> None:
 
 
 def _delimiter(text: str, needed: Needed) -> str:
-    """The delimiter that csv.Sniffer finds in the header, or another that gives the columns that are needed.
+    """A comma where that gives the needed columns; else what csv.Sniffer finds, or another that does.
 
     A comma where none does.
     """
-    header = next(iter(text.splitlines()), "")
+    header = next(iter(text[:_HEADER_SNIFFED].splitlines()), "")
+    if _gives(header, ",", needed):
+        return ","
     try:
         sniffed = csv.Sniffer().sniff(header, _DELIMITERS).delimiter
     except csv.Error:
         sniffed = ","
-    for delimiter in (sniffed, *_DELIMITERS):
-        columns = {name.strip('"') for name in header.split(delimiter)}
-        if all(columns & set(names) for names in needed):
-            return delimiter
-    return ","
+    return next((found for found in (sniffed, *_DELIMITERS) if _gives(header, found, needed)), ",")
+
+
+def _gives(header: str, delimiter: str, needed: Needed) -> bool:
+    columns = {name.strip('"') for name in header.split(delimiter)}
+    return all(columns & set(names) for names in needed)
 
 
 def _is_quoted(text: str) -> bool:

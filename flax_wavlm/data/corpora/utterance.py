@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from flax_wavlm.data.corpora.folders import one_line
 from flax_wavlm.errors import UserError, some
 
 if TYPE_CHECKING:
@@ -32,11 +33,14 @@ class NoSplit(UserError):
 
 # How split names begin, in the order in which people think of them.
 _USUAL = ("train", "dev", "val", "eval", "test")
+_USUAL_NAME = re.compile(
+    r"(train(ing)?|dev(elopment)?|val(id(ation)?)?|eval(uation)?|test(ing)?)(?![a-z])", re.ASCII
+)
 
 
 def is_usual_split(name: str) -> bool:
     """Whether a file or folder of this name is a split: "train", "dev-clean", "validation", "Test"."""
-    return re.match(r"(train|dev|val|valid|validation|eval|test)(?![a-z])", name.lower()) is not None
+    return _USUAL_NAME.match(name.lower()) is not None
 
 
 def own_split(folder: Path) -> str:
@@ -56,7 +60,7 @@ def no_split(where: str | Path, split: str, there: Sequence[str], expected: str)
         f"there is no split {split!r}",
         where=where,
         expected=f"one of {some(there)}" if there else expected,
-        do="set data.splits" if there else "check data.path",
+        do="" if there else "check data.path",
     )
 
 
@@ -100,7 +104,11 @@ class EmptySplit(UserError):
 
 def empty_split(where: str, expected: str, skipped: list[Skipped]) -> EmptySplit:
     """The error for a split without a usable clip, with the reason of the first that was skipped."""
-    found = f"{len(skipped):,} unusable ({skipped[0].id}: {skipped[0].reason})" if skipped else "none"
+    found = (
+        f"{len(skipped):,} unusable ({one_line(skipped[0].id)}: {one_line(skipped[0].reason)})"
+        if skipped
+        else "none"
+    )
     return EmptySplit(
         f"no usable clip, {found}", where=where, expected=expected, do="check the path and its files"
     )
