@@ -96,7 +96,7 @@ def test_wrong_paths(monkeypatch, corpus, path, parts):
         load_corpus(corpus, path, "train")
 
 
-@pytest.mark.parametrize(("corpus", "do"), [("timt", r"^did you mean 'timit'\?$"), ("librispeech", "^$")])
+@pytest.mark.parametrize(("corpus", "do"), [("timt", r"^did you mean 'timit'\?$"), ("voxpopuli", "^$")])
 def test_wrong_names(corpus, do):
     with refused(field="data.corpus", found=corpus, expected="one of timit, ", do=do):
         load_corpus(corpus, "", "train")
