@@ -1,8 +1,8 @@
 """Corpora of different weights: which clips an epoch has, and how often.
 
 A clip of weight w is in an epoch floor(w) times. For the fraction that is left, that share of the clips with
-this weight is drawn anew in each epoch. So an epoch has the same number of clips every time, and over many epochs
-each clip is there w times an epoch on average.
+this weight is drawn anew in each epoch. So an epoch has the same number of clips every time, and over many
+epochs each clip is there w times an epoch on average.
 
     n  clips                                                     S  batches
     m  clips of an epoch, repeated ones counted each time        B  rows of a batch

@@ -109,7 +109,7 @@ def test_a_draw_never_changes():
     """A run that is resumed under another NumPy must go on with the same batches."""
     weights = np.array([0.5] * 8 + [1.25] * 4)
     assert clips_per_epoch(weights) == 9
-    assert draw_epoch(weights, seed=42, epoch=3).tolist() == [0]
+    assert draw_epoch(weights, seed=42, epoch=3).tolist() == [1, 2, 6, 7, 8, 8, 9, 10, 11]
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, float("nan")], [1.0, -2.0]])

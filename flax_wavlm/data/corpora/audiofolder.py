@@ -31,8 +31,8 @@ def read_audiofolder(folder: Path, split: str, text_column: str) -> tuple[list[U
     """A split: the rows of its folder's metadata file, or those of the common one whose files lie there.
 
     A row has `file_name`, relative to the metadata file, and a text: `text_column`, or a usual name. An id is
-    the file's path in the folder. Rows without text are skipped. A row whose file lies in no split's folder is
-    of "train".
+    the file's path in the folder. Rows without text are skipped. A row whose file lies in no split's
+    folder is of "train".
 
     Raises NoSplit, and UserError for a row without the columns, and with the files that are missing.
     """

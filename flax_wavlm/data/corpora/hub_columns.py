@@ -36,8 +36,8 @@ def find_column(dataset: Dataset, wanted: str, where: str) -> str:
     """The column of audio: the wanted one, or else the only one whose kind is audio.
 
     Kinds are `Audio`, and objects with `bytes` and `path` or with `array` and `sampling_rate`. Where there is
-    no such column, paths, bytes and lists of numbers count in columns with a usual name. UserError where there
-    is none, or several.
+    no such column, paths, bytes and lists of numbers count in columns with a usual name. UserError where
+    there is none, or several.
     """
     kinds = {column: _kind(kind) for column, kind in dataset.features.items()}
     if wanted:
