@@ -22,6 +22,9 @@ from helpers.reference import tiny_reference
 
 from flax_wavlm import UserError, WavLMConfig
 from flax_wavlm.data.audio import duration_seconds, read_audio
+from flax_wavlm.data.corpora.common_voice import read_common_voice
+from flax_wavlm.data.corpora.folder import read_folder
+from flax_wavlm.data.corpora.kaldi import read_kaldi
 from flax_wavlm.data.corpora.manifest import read_manifest
 from flax_wavlm.data.corpora.timit import read_timit_sample
 from flax_wavlm.data.preprocessor import Preprocessor
@@ -158,6 +161,58 @@ def manifest_reader(suffix: str) -> Callable[[Path, bytes], Any]:
     return read
 
 
+TABLE_PIECES = (
+    *JSON_PIECES,
+    *(
+        b"\t",
+        b" ",
+        b"|",
+        b" |",
+        b"-",
+        b":12",
+        b".ark",
+        b"../",
+        b"\r\n",
+        b"\xff\xfe",
+        b'""',
+        b"\n\n",
+        b"a.wav",
+    ),
+)
+KALDI = {
+    "wav.scp": b"ra a.wav\nrb b.wav\n",
+    "text": b"u1 one two\nu2 three\n",
+    "segments": b"u1 ra 0 1.5\nu2 rb 1 -1\n",
+    "utt2spk": b"u1 anna\nu2 ben\n",
+}
+
+
+def kaldi_reader(name: str) -> Callable[[Path, bytes], Any]:
+    def read(folder: Path, data: bytes) -> Any:
+        for audio in ("a.wav", "b.wav"):
+            (folder / audio).touch()
+        for file, content in (KALDI | {name: data}).items():
+            if file == name or not (folder / file).exists():
+                (folder / file).write_bytes(content)
+        return read_kaldi(folder, "train")
+
+    return read
+
+
+def read_clips_table(folder: Path, data: bytes) -> Any:
+    (folder / "clips").mkdir(exist_ok=True)
+    for name in ("a.mp3", "b.mp3"):
+        (folder / "clips" / name).touch()
+    (folder / "train.tsv").write_bytes(data)
+    return read_common_voice(folder, "train")
+
+
+def read_text_beside(folder: Path, data: bytes) -> Any:
+    (folder / "a.wav").touch()
+    (folder / "a.lab").write_bytes(data)
+    return read_folder(folder, "train")
+
+
 def read_sample(folder: Path, data: bytes) -> Any:
     speaker = folder / "dr1-mcpm0"
     speaker.mkdir(exist_ok=True)
@@ -227,11 +282,24 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
     rows.append({"audio_filepath": "b.wav", "text": "two"})
     jsonl = "\n".join(map(json.dumps, rows)).encode()
     csv = b'audio_filepath,text,duration,id\na.wav,"one, two",1.5,x\nb.wav,three,,y\n'
+    array = json.dumps(
+        [rows[0], {"path": "b.wav", "segments": [{"start": 0, "end": 1, "text": "t"}]}]
+    ).encode()
+    tsv = b'path\ttext\tstart\tend\na.wav\t"One," two\t0\t1.5\nb.wav\tthree\t1\t2\n'
+    clips = b"client_id\tpath\tsentence\ns\ta.mp3\tone\nt\tb\ttwo\n"
     metrics = b'{"step": 1, "split": "train", "loss": 2.5}\n{"step": 2, "split": "test", "wer": 0.5}\n'
     return {
         "audio": Target(audio_files(), read_audio_both_ways, quick=1500),
         "manifest.jsonl": Target([jsonl], manifest_reader("jsonl"), JSON_PIECES, quick=1000),
         "manifest.csv": Target([csv], manifest_reader("csv"), JSON_PIECES, quick=1000),
+        "manifest.json": Target([jsonl, array], manifest_reader("json"), JSON_PIECES),
+        "manifest.tsv": Target([tsv], manifest_reader("tsv"), TABLE_PIECES),
+        "Common Voice": Target([clips], read_clips_table, TABLE_PIECES),
+        **{
+            f"Kaldi's {name}": Target([content], kaldi_reader(name), TABLE_PIECES, quick=100)
+            for name, content in KALDI.items()
+        },
+        "a.lab": Target([b"one two\n", b"0 100 one\n"], read_text_beside, TABLE_PIECES),
         "TIMIT's .TXT": Target([b"0 46797 She had your dark suit.\n"], read_sample, JSON_PIECES),
         "metrics.jsonl": Target([metrics], written("metrics.jsonl", read_metrics), JSON_PIECES),
         "config.json": Target(
@@ -253,6 +321,11 @@ NAMES = (
     "audio",
     "manifest.jsonl",
     "manifest.csv",
+    "manifest.json",
+    "manifest.tsv",
+    "Common Voice",
+    *(f"Kaldi's {name}" for name in KALDI),
+    "a.lab",
     "TIMIT's .TXT",
     "metrics.jsonl",
     "config.json",

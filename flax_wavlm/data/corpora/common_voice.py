@@ -39,13 +39,14 @@ def read_common_voice(path: str | Path, split: str) -> tuple[list[Utterance], li
     files = AudioFiles("path", "the name of a file in clips")
     utterances, skipped, lines = [], [], dict[str, str]()
     for where, row in tsv_rows(tables[split], read_utf8(tables[split]), quoted=False):
-        name = _clip_name(where, row["path"])
+        name = _clip_name(where, row.get("path", ""))
         if name in lines:
             raise UserError(f"{name!r} is also at {lines[name]}", where=where, field="path", do="remove one")
         lines[name] = where
-        if row["sentence"].strip():
+        sentence = row.get("sentence", "")
+        if sentence.strip():
             audio = files.find(where, name, root / "clips" / name)
-            utterances.append(Utterance(name, audio, row["sentence"], row.get("client_id", "")))
+            utterances.append(Utterance(name, audio, sentence, row.get("client_id", "")))
         else:
             skipped.append(Skipped(name, f"no text ({where})"))
     files.check()

@@ -24,7 +24,7 @@ from flax_wavlm.errors import UserError, cannot_read, some
 
 _EXPECTED = "a folder of audio files with a .txt or .lab file beside each"
 _TEXT_SUFFIXES = (".txt", ".lab")
-_TIMES = re.compile(r"\s*(\d+(?:\.\d+)?)\s+(\d+(?:\.\d+)?)(\s+\S.*)?")  # a line of labels: begin, end, label
+_TIMES = re.compile(r"\s*(\d+(?:\.\d+)?)\s+(\d+(?:\.\d+)?)\s+\S.*")  # a line of labels: begin, end, label
 
 
 def read_folder(path: str | Path, split: str) -> tuple[list[Utterance], list[Skipped]]:

@@ -17,6 +17,7 @@ from flax_wavlm.files import parse_json
 TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 _DELIMITERS = ",;\t|"
 _HEADER_SHOWN = 300  # characters
+_HEADER_SNIFFED = 2000  # characters: the sniffer's patterns take long for long lines
 
 Row = tuple[str, dict[str, Any]]  # "file:line", and the line's fields
 Needed = Sequence[Sequence[str]]  # fields that a table must have, each with its other names
@@ -50,11 +51,10 @@ def json_lines(file: Path, text: str) -> Iterator[Row]:
 
 def _json_rows(file: Path, text: str) -> Iterator[Row]:
     """JSON lines (NeMo), an array of objects, or {"data": [...]}."""
-    if text.lstrip().startswith("{") and _is_json(text.lstrip().partition("\n")[0]):
-        first = parse_first(text)
-        if not isinstance(first.get("data"), list):
-            yield from json_lines(file, text)
-            return
+    first = _first_line(text)
+    if isinstance(first, dict) and not isinstance(first.get("data"), list):
+        yield from json_lines(file, text)
+        return
     try:
         value = parse_json(text)
     except ValueError as error:
@@ -64,27 +64,18 @@ def _json_rows(file: Path, text: str) -> Iterator[Row]:
             where=f"{file}{line}",
             expected="one JSON object a line, or an array of them",
         ) from error
-    rows = value.get("data") if isinstance(value, dict) else value
-    if not isinstance(rows, list):
-        yield str(file), _object(str(file), value)
-        return
-    for number, row in enumerate(rows, start=1):
+    rows = value["data"] if isinstance(value, dict) and isinstance(value.get("data"), list) else value
+    for number, row in enumerate(rows if isinstance(rows, list) else [rows], start=1):
         where = f"{file}, object {number}"
         yield where, _object(where, row)
 
 
-def _is_json(text: str) -> bool:
+def _first_line(text: str) -> Any:
+    """The value of the first line that is not blank; None where it is not JSON by itself."""
     try:
-        parse_json(text)
+        return parse_json(text.lstrip().partition("\n")[0])
     except ValueError:
-        return False
-    return True
-
-
-def parse_first(text: str) -> dict[str, Any]:
-    """The object in the first line of a text that has one there."""
-    first: dict[str, Any] = parse_json(text.lstrip().partition("\n")[0])
-    return first
+        return None
 
 
 def _object(where: str, row: Any) -> dict[str, Any]:
@@ -92,7 +83,7 @@ def _object(where: str, row: Any) -> dict[str, Any]:
         raise UserError(
             "not an object",
             where=where,
-            found=row if not isinstance(row, list | dict) else json.dumps(row)[:60],
+            found=json.dumps(row, ensure_ascii=False)[:60],
             expected="a JSON object with audio_filepath and text",
         )
     return row
@@ -149,7 +140,7 @@ def _check_row(where: str, row: list[str], header: list[str], delimiter: str) ->
                 where=where,
                 found=value[:60],
                 expected="a closing quotation mark on the same line",
-                do='correct the quotation marks (inside a text they are doubled, ""), or write the text on one line',
+                do='correct the quotation marks (inside a text, each is ""), or write the text on one line',
             )
     if len(row) != len(header):
         raise UserError(
@@ -183,20 +174,23 @@ def _check_header(header: Sequence[str], where: str, needed: Needed) -> None:
 
 
 def _delimiter(text: str, needed: Needed) -> str:
-    """The delimiter that csv.Sniffer finds in the header, or another that gives the columns that are needed.
+    """A comma where that gives the needed columns; else what csv.Sniffer finds, or another that does.
 
     A comma where none does.
     """
-    header = text.lstrip("\r\n").partition("\n")[0].rstrip("\r")
+    header = next(iter(text[:_HEADER_SNIFFED].splitlines()), "")
+    if _gives(header, ",", needed):
+        return ","
     try:
         sniffed = csv.Sniffer().sniff(header, _DELIMITERS).delimiter
     except csv.Error:
         sniffed = ","
-    for delimiter in (sniffed, *_DELIMITERS):
-        columns = {name.strip('"') for name in header.split(delimiter)}
-        if all(columns & set(names) for names in needed):
-            return delimiter
-    return ","
+    return next((found for found in (sniffed, *_DELIMITERS) if _gives(header, found, needed)), ",")
+
+
+def _gives(header: str, delimiter: str, needed: Needed) -> bool:
+    columns = {name.strip('"') for name in header.split(delimiter)}
+    return all(columns & set(names) for names in needed)
 
 
 def _is_quoted(text: str) -> bool:
@@ -207,7 +201,7 @@ def _is_quoted(text: str) -> bool:
     """
     header, _, rest = text.partition("\n")
     quoted = header.startswith('"')
-    for field in re.findall(r'(?:^|\t)("[^\t\r\n]*)', rest, re.MULTILINE):
+    for field in re.findall(r'(?:^|[\t\r])("[^\t\r\n]*)', rest, re.MULTILINE):
         inside = field[1:-1]
         if len(field) < 2 or not field.endswith('"') or '"' in inside.replace('""', ""):
             return False
