@@ -43,6 +43,10 @@ def test_dataset_saved_to_disk(tmp_path, rows):
     check_hub(pickle.loads(pickle.dumps(utterances)), skipped)  # as grain's workers get them
     with pytest.raises(NoSplit, match=r"expected one of train"):
         read_hub(str(tmp_path / "saved"), "test")
+    datasets.DatasetDict(train=rows, test=rows.select([])).save_to_disk(tmp_path / "empty")
+    check_hub(*read_hub(str(tmp_path / "empty"), "train"))
+    with pytest.raises(EmptySplit):
+        read_hub(str(tmp_path / "empty"), "test")
 
 
 def test_parquet_folder_with_other_column_names(tmp_path, rows):

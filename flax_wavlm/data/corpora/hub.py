@@ -11,7 +11,7 @@ from flax_wavlm.data.corpora.hub_columns import audio_getter, find_column, find_
 from flax_wavlm.data.corpora.splits import no_such_split
 from flax_wavlm.data.corpora.utterance import Skipped, Utterance, empty_split
 from flax_wavlm.errors import UserError, reason, some
-from flax_wavlm.files import is_file
+from flax_wavlm.files import is_file, read_json_object
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -93,9 +93,7 @@ def _load(name: str, config: str | None, split: str) -> Dataset:
 
     try:
         if (saved := _saved(name)) is not None:
-            if split not in saved:
-                raise no_such_split(f"Hugging Face dataset {name!r}", split, list(saved))
-            return saved[split]
+            return _load_saved(saved, split, f"Hugging Face dataset {name!r}")
         if _is_table(name):
             if split != "train":
                 raise no_such_split(f"Hugging Face dataset {name!r}", split, ["train"])
@@ -107,17 +105,27 @@ def _load(name: str, config: str | None, split: str) -> Dataset:
         raise _cannot_load(name, config, split, error) from error
 
 
-def _saved(name: str) -> dict[str, Dataset] | None:
-    """The splits that `save_to_disk` wrote, of a DatasetDict or of one Dataset; None for anything else."""
+def _saved(name: str) -> dict[str, Path] | None:
+    """The folder of each split that `save_to_disk` wrote, of a DatasetDict or of one Dataset; else None."""
+    folder = Path(name)
+    if is_file(folder / "dataset_dict.json"):
+        splits = read_json_object(folder / "dataset_dict.json", "the names of splits").get("splits", [])
+        return {split: folder / Path(split).name for split in splits}
+    if is_file(folder / "state.json") and is_file(folder / "dataset_info.json"):
+        state = read_json_object(folder / "state.json", "the state of a data set")
+        return {str(state.get("_split") or "train").partition("[")[0]: folder}
+    return None
+
+
+def _load_saved(saved: dict[str, Path], split: str, where: str) -> Dataset:
     import datasets
 
-    folder = Path(name)
-    if (folder / "dataset_dict.json").exists():
-        return dict(datasets.load_from_disk(name))
-    if (folder / "state.json").exists() and (folder / "dataset_info.json").exists():
-        single = datasets.load_from_disk(name)
-        return {str(single.split or "train").partition("[")[0]: single}
-    return None
+    if split not in saved:
+        raise no_such_split(where, split, list(saved))
+    state = read_json_object(saved[split] / "state.json", "the state of a data set")
+    if not state.get("_data_files"):  # a split without rows has no files, and `datasets` cannot load it
+        raise empty_split(where, f"rows in split {split!r}", [])
+    return datasets.load_from_disk(str(saved[split]))
 
 
 def _is_table(name: str) -> bool:
