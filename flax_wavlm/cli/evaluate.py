@@ -11,11 +11,12 @@ from pathlib import Path
 from absl import flags
 
 from flax_wavlm.cli.command import Command, Parsed
+from flax_wavlm.data.corpora.load import CORPORA
 
 
 def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
     flags.DEFINE_string("model", None, "The fine-tuned model: a folder or a hub id.", values)
-    flags.DEFINE_string("corpus", None, "timit, timit_sample, manifest, hub or synthetic.", values)
+    flags.DEFINE_string("corpus", None, f"One of {', '.join(CORPORA)}.", values)
     flags.DEFINE_string("data", "", "The corpus's folder, or the data set's hub id.", values)
     flags.DEFINE_string("split", "test", "The split to evaluate on.", values)
     flags.DEFINE_integer("batch_size", 8, "Clips at a time, a multiple of the devices.", flag_values=values)
@@ -27,8 +28,8 @@ def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
         flag_values=values,
     )
     flags.DEFINE_list("held_out_speakers", [], "timit_sample: the test split's, with commas.", values)
-    flags.DEFINE_string("audio_column", "audio", "hub: the column of the audio.", values)
-    flags.DEFINE_string("text_column", "text", "hub: the column of the text.", values)
+    flags.DEFINE_string("audio_column", "", "hub: the column of the audio; empty: found.", values)
+    flags.DEFINE_string("text_column", "", "hub: the column of the text; empty: found.", values)
     flags.DEFINE_string("hub_config", None, "hub: the data set's configuration.", values)
     flags.DEFINE_string("predictions", None, "File for id, reference and hypothesis as JSON lines.", values)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
-from flax_wavlm.data.corpora.load import CORPORA
+from flax_wavlm.data.corpora.load import corpora_in
 from flax_wavlm.errors import UserError, did_you_mean
 from flax_wavlm.files import read_json_object
 from flax_wavlm.models.compute import Compute
@@ -221,12 +221,12 @@ def _check_model(model: ModelSettings) -> None:
 
 
 def _check_data(data: DataSettings) -> None:
+    corpora = corpora_in(data.corpus, data.path)
     _require(
-        data.corpus in CORPORA,
-        "data.corpus",
-        data.corpus,
-        f"one of {', '.join(CORPORA)}",
-        did_you_mean(data.corpus, CORPORA),
+        len(data.weights) in (0, len(corpora)) and all(0 < weight <= 1000 for weight in data.weights),
+        "data.weights",
+        data.weights,
+        f"numbers above 0, up to 1000, one for each corpus in data.path ({len(corpora)})",
     )
     for name in ("buckets", "threads", "prefetch"):
         _at_least(1, data, f"data.{name}")

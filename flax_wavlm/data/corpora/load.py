@@ -12,13 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from flax_wavlm.data.corpora.common_voice import read_common_voice, splits_of_common_voice
+from flax_wavlm.data.corpora.folder import read_folder, splits_of_folder
 from flax_wavlm.data.corpora.hub import read_hub, splits_of_hub
-from flax_wavlm.data.corpora.manifest import read_manifest
+from flax_wavlm.data.corpora.kaldi import read_kaldi, splits_of_kaldi
+from flax_wavlm.data.corpora.librispeech import read_librispeech, splits_of_librispeech
+from flax_wavlm.data.corpora.looks import kinds_that_look_like
+from flax_wavlm.data.corpora.manifest import read_manifest, splits_of_manifest
 from flax_wavlm.data.corpora.splits import JOINED, ROLES, no_such_split, role_of, splits_by_role
 from flax_wavlm.data.corpora.timit import read_timit, read_timit_sample, splits_of_timit
-from flax_wavlm.data.corpora.utterance import EmptySplit, Skipped, Utterance, by_id
+from flax_wavlm.data.corpora.utterance import EmptySplit, NoSplit, Skipped, Utterance, by_id
 from flax_wavlm.errors import UserError, did_you_mean, some
-from flax_wavlm.files import folder_entries, is_folder
+from flax_wavlm.files import is_folder
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +55,6 @@ def _timit_splits(source: _Source) -> list[str]:
     return ["train", "test"]
 
 
-def _manifest_splits(source: _Source) -> list[str]:
-    return [file.stem for file in folder_entries(Path(source.path)) if file.suffix in (".jsonl", ".csv")]
-
-
 _KINDS = {
     "timit": _Kind(
         "the folder of the TIMIT corpus, LDC93S1 (https://catalog.ldc.upenn.edu/LDC93S1), which holds TRAIN "
@@ -77,7 +78,31 @@ _KINDS = {
         "a folder with train.jsonl and test.jsonl (or .csv)",
         "set data.path to FOLDER",
         lambda source, split: read_manifest(source.path, split),
-        _manifest_splits,
+        lambda source: splits_of_manifest(source.path),
+    ),
+    "common_voice": _Kind(
+        "Common Voice's folder of a language, with train.tsv and clips/",
+        "set data.path to FOLDER",
+        lambda source, split: read_common_voice(source.path, split),
+        lambda source: splits_of_common_voice(source.path),
+    ),
+    "librispeech": _Kind(
+        "LibriSpeech's folder, with train-clean-100 and so on",
+        "set data.path to FOLDER",
+        lambda source, split: read_librispeech(source.path, split),
+        lambda source: splits_of_librispeech(source.path),
+    ),
+    "kaldi": _Kind(
+        "a Kaldi data folder, with train/wav.scp and train/text",
+        "set data.path to FOLDER",
+        lambda source, split: read_kaldi(source.path, split),
+        lambda source: splits_of_kaldi(source.path),
+    ),
+    "folder": _Kind(
+        "a folder of audio files with a .txt or .lab file beside each",
+        "set data.path to FOLDER",
+        lambda source, split: read_folder(source.path, split),
+        lambda source: splits_of_folder(source.path),
     ),
     "hub": _Kind(
         "a Hugging Face dataset's hub id or folder",
@@ -337,16 +362,23 @@ def _is_empty(source: _Source, split: str) -> bool:
 
 def _read(source: _Source, split: str) -> Read:
     """One split, or several that are joined; by their own names, or by a role's."""
-    there = [] if source.corpus == "hub" else _splits(source)  # asking a hub's may take the network
-    if JOINED not in split or split in there:
-        own = _own_name(source, split, there)
-        if JOINED not in own or own in there:
-            return _read_one(source, own)
-        split = own
+    try:
+        return _read_one(source, split)
+    except NoSplit as error:
+        if JOINED in split:
+            return _read_joined(source, split)
+        own = _own_name(source, split)
+        if not own:
+            raise _with_hint(source, no_such_split(error.where, split, _splits(source) or [])) from error
+    log.info("%s: %r is not there, and %r is read", source.path, split, own)
+    return _read(source, own)
+
+
+def _read_joined(source: _Source, split: str) -> Read:
     utterances: list[Utterance] = []
     skipped: list[Skipped] = []
     for part in split.split(JOINED):
-        read = _read_one(source, _own_name(source, part.strip(), there))
+        read = _read(source, part.strip())
         if both := {clip.id for clip in utterances} & {clip.id for clip in read[0]}:
             raise UserError(
                 f"{len(both):,} clips are there twice: {some(sorted(both))}",
@@ -360,27 +392,42 @@ def _read(source: _Source, split: str) -> Read:
     return sorted(utterances, key=by_id), sorted(skipped, key=by_id)
 
 
-def _own_name(source: _Source, split: str, there: Sequence[str]) -> str:
-    """What the corpus calls the split: its name as given, or else that of the same role.
-
-    `there`: the names of the splits that there are, where they are known. Raises NoSplit.
-    """
+def _own_name(source: _Source, split: str) -> str:
+    """What the corpus calls the split of which this is a role's usual name; "" where it has none."""
     name, bracket, part = split.partition("[")
-    if split in there or (source.corpus != "hub" and not there):  # the reader then says what is missing
-        return split
-    there = there or _splits(source)
-    if name in there and source.corpus == "hub":
-        return split
+    there = _splits(source)
     own = splits_by_role(there).get(role_of(name), "")
-    if not own or (bracket and (source.corpus != "hub" or JOINED in own)):
-        raise no_such_split(source.path, split, there)
-    log.info("%s: the split %r is read, as %r is not there", source.path, own, name)
+    if not own or name in there or (bracket and (source.corpus != "hub" or JOINED in own)):
+        return ""
     return own + bracket + part
 
 
 def _splits(source: _Source) -> list[str]:
-    return _KINDS[source.corpus].splits(source)
+    try:
+        return _KINDS[source.corpus].splits(source)
+    except UserError as error:
+        raise _with_hint(source, error) from error
 
 
 def _read_one(source: _Source, split: str) -> Read:
-    return _KINDS[source.corpus].read(source, split)
+    try:
+        return _KINDS[source.corpus].read(source, split)
+    except (NoSplit, EmptySplit):
+        raise
+    except UserError as error:
+        raise _with_hint(source, error) from error
+
+
+def _with_hint(source: _Source, error: UserError) -> UserError:
+    """The error, which says so where the folder looks like another kind of corpus."""
+    kinds = kinds_that_look_like(Path(source.path))
+    if not kinds or source.corpus in kinds or "data.corpus" in error.do:
+        return error
+    return type(error)(
+        error.problem,
+        where=error.where,
+        field=error.field,
+        found=error.found,
+        expected=error.expected,
+        do=f"the folder looks like the kind {kinds[0]}: set data.corpus to {kinds[0]}",
+    )
