@@ -106,6 +106,7 @@ def prepare_speech(
             frame_count=frame_count,
             max_seconds=data.train_max_seconds or None,
             cache=cache,
+            channel=data.channel,
         )
         test_clips, _ = usable_clips(
             utterances.test,
@@ -114,6 +115,7 @@ def prepare_speech(
             frame_count=frame_count,
             drop_infeasible=False,
             cache=cache,
+            channel=data.channel,
         )
     test = ClipBatches(
         test_clips,
