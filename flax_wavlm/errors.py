@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -68,7 +69,7 @@ class UserError(Exception):
             text += f", expected {self.expected}"
         if self.do:
             text += f"; {self.do}"
-        return f"{self.where}: {text}" if self.where else text
+        return f"{printable(self.where)}: {text}" if self.where else text
 
 
 class Preempted(Exception):
@@ -116,6 +117,22 @@ def some(items: Collection[Any], most: int = MOST_ITEMS) -> str:
     texts = [str(item) for _, item in zip(range(most), items, strict=False)]
     more = len(items) - len(texts)
     return ", ".join(texts) + (f" and {more:,} more" if more else "")
+
+
+# C0 and C1 controls (a terminal obeys them), separators of lines, what turns text around.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text on one line, with control characters and undecodable bytes of names escaped as Python does."""
+
+    def escaped(match: re.Match[str]) -> str:
+        code = ord(match[0])
+        if 0xDC80 <= code <= 0xDCFF:  # a byte of a name that is not UTF-8
+            return f"\\x{code - 0xDC00:02x}"
+        return match[0].encode("unicode_escape", "backslashreplace").decode("ascii")
+
+    return _UNPRINTABLE.sub(escaped, text)
 
 
 def shown(value: Any) -> str:

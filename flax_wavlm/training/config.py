@@ -15,6 +15,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from flax_wavlm.data.corpora.load import corpora_in
+from flax_wavlm.data.sampling import CHANNELS
 from flax_wavlm.errors import UserError, did_you_mean
 from flax_wavlm.files import read_json_object
 from flax_wavlm.models.compute import Compute
@@ -233,6 +234,12 @@ def _check_data(data: DataSettings) -> None:
     _at_least(0, data, "data.train_max_seconds", "0 (no limit) or more")
     _require(0 < data.dev_share < 1, "data.dev_share", data.dev_share, "above 0 and below 1")
     _at_least(0, data, "data.dev_seed")
+    _require(
+        data.channel in CHANNELS or data.channel.isdecimal(),
+        "data.channel",
+        data.channel,
+        f"one of {', '.join(CHANNELS)}, or a number from 0",
+    )
     _require(
         data.cache != "none" or not data.cache_features,
         "data.cache",

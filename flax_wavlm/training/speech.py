@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from flax_wavlm.data.batches import Batches
 from flax_wavlm.data.buckets import choose_buckets
 from flax_wavlm.data.clips import Clip, usable_clips
 from flax_wavlm.data.corpora.utterance import Utterance
 from flax_wavlm.data.leaks import EXAMPLES, same_audio
+from flax_wavlm.data.weights import clips_per_epoch
 from flax_wavlm.errors import some
 from flax_wavlm.parallel import processes
 from flax_wavlm.recognition.forward import ClipBatches
@@ -73,6 +75,7 @@ def prepare_speech(
             max_seconds=(data.train_max_seconds or None) if training else None,
             drop_infeasible=training,
             cache=cache,
+            channel=data.channel,
         )[0]
 
     def batched(clips: Sequence[Clip]) -> ClipBatches:
@@ -119,12 +122,15 @@ def _train_batches(
         min_batches=4,
         frame_count=origin.config.frame_count,
     )
+    clip_weights = None if weights is None else np.array([weights[clip.id] for clip in clips])
+    an_epoch = len(clips) if clip_weights is None else clips_per_epoch(clip_weights)
     return Batches(
         clips,
         loop.batch_size,
         buckets,
-        steps=loop.steps or loop.epochs * -(-len(clips) // loop.batch_size),
+        steps=loop.steps or loop.epochs * -(-an_epoch // loop.batch_size),
         seed=seed,
+        weights=clip_weights,
         do_normalize=origin.preprocessor.do_normalize,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
