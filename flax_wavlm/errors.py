@@ -11,6 +11,9 @@ from typing import Any, Final
 MOST_ITEMS = 10  # that a message lists; the others are counted
 MOST_CHARACTERS = 200  # that a message shows of one value
 
+_COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_ADVICE = re.compile(r"weights_only|pip3? install|conda install|trust_remote_code|huggingface-cli|hf auth")
+
 
 class _Absent:
     """Stands for a part that an error does not have, where None could be a value that was found."""
@@ -97,10 +100,13 @@ def cannot_write(path: str | Path, error: Exception, *, do: str = "") -> UserErr
 def reason(error: BaseException) -> str:
     """Why another library's call failed: the system's words, or the first line of the exception's.
 
-    The exception's type, where it says nothing.
+    Colour codes are left out, and so are sentences of advice, which is about that library and not about this
+    one. The exception's type, where nothing is left.
     """
-    said = getattr(error, "strerror", None) or str(error).strip()
-    return str(said).splitlines()[0] if said else type(error).__name__
+    said = str(getattr(error, "strerror", None) or str(error))
+    lines = _COLOUR.sub("", said).strip().splitlines() or [""]
+    sentences = [part for part in re.split(r"(?<=[.!?])\s+", lines[0]) if not _ADVICE.search(part)]
+    return " ".join(sentences) or type(error).__name__
 
 
 def did_you_mean(name: str, names: Iterable[str], *, cutoff: float = 0.6, prefix: str = "") -> str:

@@ -6,7 +6,9 @@ blank is the tokenizer's pad token, as in transformers' Wav2Vec2CTCTokenizer and
 
 from __future__ import annotations
 
+import copy
 import json
+import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -20,6 +22,8 @@ from flax_wavlm.files import exists, local_folder, read_json_object
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2CTCTokenizer
+
+log = logging.getLogger(__name__)
 
 WORD_DELIMITER = "|"
 UNKNOWN = "[UNK]"
@@ -61,7 +65,8 @@ class CTCTokenizer:
 
     Attributes:
         blank_id: the CTC blank, which is the pad token's id.
-        size: width of the CTC head: every id of the vocabulary and of the added tokens (<s>, </s>).
+        size: width of the CTC head: every id of the vocabulary and of the added tokens (<s>, </s>), unless
+            `for_head` says otherwise.
         special_ids: ids that stand for no character: pad, unknown, begin and end of sentence. The word
             delimiter stands for a space and is not among them.
     """
@@ -94,7 +99,7 @@ class CTCTokenizer:
                 expected=f"each of 0 to {self.size - 1} once",
                 do="correct vocab.json (and added_tokens.json)",
             )
-        self._tokenizer = tokenizer
+        self._tokenizer, self._source = tokenizer, source
         self.blank_id: int = tokenizer.pad_token_id
         # transformers counts the word delimiter as special.
         self.special_ids = frozenset(tokenizer.all_special_ids) - {tokenizer.word_delimiter_token_id}
@@ -153,6 +158,49 @@ class CTCTokenizer:
             ) from error
         return cls(tokenizer, source=str(folder))
 
+    def for_head(self, outputs: int, *, head: str, do: str) -> CTCTokenizer:
+        """The tokenizer for a CTC head of `outputs` columns; `size` is then that.
+
+        As in transformers, the head may be narrower by special tokens (<s>, </s>), which it then never gives,
+        and wider by padding, which is written as the unknown token. The log says the latter.
+
+        Args:
+            outputs: the head's width.
+            head: whose head it is; for messages.
+            do: what to do where they do not fit; for the error.
+        Raises:
+            UserError: a character or the blank has no output.
+        """
+        specials = frozenset(self._tokenizer.all_special_ids) - {
+            self.blank_id,
+            self._tokenizer.word_delimiter_token_id,
+        }
+        silent = [id for id in range(outputs, len(self._tokenizer)) if id not in specials]
+        if silent or (outputs > len(self._tokenizer) and self._tokenizer.unk_token is None):
+            missing = f", and none of them is for {some([shown(self.token(id)) for id in silent])}"
+            raise UserError(
+                f"the tokenizer has {len(self._tokenizer)} tokens",
+                where=self._source,
+                expected=f"the {outputs} of the CTC head ({head} has {outputs} outputs"
+                f"{missing if silent else ', and the tokenizer has no unknown token'})",
+                do=do,
+            )
+        if outputs > len(self._tokenizer):
+            log.warning(
+                "%s: its CTC head has %d outputs, and the tokenizer %d tokens: the outputs beyond them are "
+                "written as %s, as in transformers; if the tokenizer is another model's, %s",
+                head,
+                outputs,
+                len(self._tokenizer),
+                self._tokenizer.unk_token,
+                do,
+            )
+        fitted = copy.copy(self)
+        fitted.size = outputs
+        beyond = range(len(self._tokenizer), outputs)
+        fitted.special_ids = frozenset(id for id in {*self.special_ids, *beyond} if id < outputs)
+        return fitted
+
     def normalise(self, text: str) -> str:
         """The recipe's `normalise`, then upper case where the vocabulary has no lower-case letters."""
         text = normalise(text)
@@ -168,6 +216,11 @@ class CTCTokenizer:
                 f"text {shown(text)} has characters outside the vocabulary, "
                 f"{some(sorted(self.unknown_characters(text)))}, and the tokenizer has no unknown token",
                 do="remove them, or name an unk_token in tokenizer_config.json",
+            )
+        if silent := {self.token(id) for id in ids if id >= self.size}:
+            raise UserError(
+                f"text {shown(text)} needs {some(sorted(silent))}, for which the CTC head has no output",
+                do="remove characters that vocab.json lacks, or start a new head",
             )
         if self.blank_id in ids:
             raise UserError(

@@ -28,6 +28,7 @@ from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.parameters import Params, split
 from flax_wavlm.parallel import sharding
 from flax_wavlm.porting.load import load_model
+from flax_wavlm.porting.mistaken import missing_vocabulary
 from flax_wavlm.porting.pretrained import open_weights
 from flax_wavlm.recognition.ctc_task import character_ctc
 from flax_wavlm.recognition.evaluate import Evaluation, evaluate, make_eval_step
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 Array = jax.Array
 
+LANGUAGE_MODEL = ("alphabet.json", "language_model")  # files of pyctcdecode beside a tokenizer
 BUCKETS = 4  # padded lengths, each of which compiles once
 
 
@@ -88,17 +90,13 @@ class Recogniser:
                 "has no vocab.json",
                 where=folder,
                 expected=f"one that says what the {width} outputs of the CTC head mean",
-                do="copy the tokenizer's files of the fine-tuned model into it",
+                do=missing_vocabulary(folder),
             )
-        tokenizer = CTCTokenizer.from_pretrained(folder)
+        do = "restore the tokenizer's files that the model was trained with"
+        tokenizer = CTCTokenizer.from_pretrained(folder).for_head(width, head=weights.source, do=do)
         preprocessor = Preprocessor.from_pretrained(folder)
-        if tokenizer.size != width:
-            raise UserError(
-                f"the tokenizer has {tokenizer.size} tokens",
-                where=folder,
-                expected=f"the {width} of the CTC head",
-                do="restore the tokenizer's files that the model was trained with",
-            )
+        if beside := [name for name in LANGUAGE_MODEL if exists(folder / name)]:
+            log.info("%s: its n-gram decoder (%s) is not used: decoding is greedy", folder, ", ".join(beside))
         if tokenizer.blank_id != weights.config.pad_token_id:
             log.warning(
                 "%s: config.json's pad_token_id is %d, the tokenizer's %d: the latter is taken as the blank",
