@@ -56,6 +56,8 @@ def load_utterances(data: DataSettings) -> Utterances:
             seed=settings.seed,
             train_clips=settings.train_clips,
             test_clips=settings.test_clips,
+            dev_clips=settings.dev_clips,
+            language=settings.language,
         )
     multihost_utils.sync_global_devices("corpus")
     return Utterances(_load_split(data, "train"), _load_split(data, "test"))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from flax_wavlm.data.corpora.hub import read_hub
 from flax_wavlm.data.corpora.manifest import read_manifest
-from flax_wavlm.data.corpora.timit import read_timit, read_timit_sample
+from flax_wavlm.data.corpora.timit import read_timit, read_timit_layout, read_timit_sample
 from flax_wavlm.data.corpora.utterance import Skipped, Utterance
 from flax_wavlm.errors import UserError, did_you_mean
 from flax_wavlm.files import is_folder
@@ -61,7 +61,7 @@ def load_corpus(
         corpus: its name.
         path: a folder, or for "hub" a dataset's hub id or folder. Where it is empty, "timit" and
             "timit_sample" look up the environment variables TIMIT_DIR and TIMIT_SAMPLE_DIR.
-        split: its name; "manifest" and "hub" may have others than these two.
+        split: its name; "manifest" and "hub" may have others than these two, and "synthetic" may have "dev".
         held_out_speakers: the test speakers of "timit_sample", which has no split of its own.
         audio_column, text_column, hub_config: for "hub", see `read_hub`.
     Returns:
@@ -86,4 +86,6 @@ def load_corpus(
         return read_manifest(path, split)
     if corpus == "timit_sample":
         return read_timit_sample(path, split, held_out_speakers)
-    return read_timit(path, split)  # the synthetic corpus is written in TIMIT's layout
+    if corpus == "synthetic":
+        return read_timit_layout(path, split)
+    return read_timit(path, split)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from flax_wavlm.data.corpora.folders import folders, listing, read_utf8
-from flax_wavlm.data.corpora.utterance import Skipped, Utterance, empty_split
+from flax_wavlm.data.corpora.utterance import NoSplit, Skipped, Utterance, empty_split
 from flax_wavlm.errors import UserError, some
 from flax_wavlm.files import folder_entries
 
@@ -28,8 +28,16 @@ def read_timit(root: str | Path, split: str) -> tuple[list[Utterance], list[Skip
 
     Raises UserError where the split is missing or empty, or where two copies of one file differ only in case.
     """
-    root = Path(root)
     _check_split(split)
+    return read_timit_layout(root, split)
+
+
+def read_timit_layout(root: str | Path, split: str) -> tuple[list[Utterance], list[Skipped]]:
+    """As `read_timit`, for any split that has a folder of its own, such as the synthetic corpus's DEV.
+
+    Raises NoSplit where there is no such folder.
+    """
+    root = Path(root)
     split_folders = _find_split(root, split)
     if not split_folders:
         raise _no_split(root, split)
@@ -72,15 +80,15 @@ def read_timit_sample(
     return utterances, skipped
 
 
-def _no_split(root: Path, split: str) -> UserError:
+def _no_split(root: Path, split: str) -> NoSplit:
     if any(_SAMPLE_SPEAKER.fullmatch(entry.name) for entry in folder_entries(root)):
-        return UserError(
+        return NoSplit(
             "holds speakers named drN-<speaker>, so it looks like NLTK's TIMIT sample",
             where=root,
             expected="the whole corpus",
             do="set data.corpus to timit_sample (configs/timit_sample.py), or data.path to TIMIT",
         )
-    return UserError(
+    return NoSplit(
         f"no {split.upper()} folder in it, nor under a TIMIT or data folder in it; it holds {listing(root)}",
         where=root,
         expected=f"TIMIT's layout, {split.upper()}/DR1/FCJF0/SA1.WAV",
