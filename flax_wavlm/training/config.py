@@ -64,6 +64,8 @@ class SyntheticSettings:
 
     train_clips: int = 600  # clips to train on
     test_clips: int = 100  # clips to evaluate on
+    dev_clips: int = 0  # clips that choose the best checkpoint; 0: no dev split
+    language: str = "en"  # of the sentences
     seed: int = 0  # of sentences and voices
 
 
