@@ -130,7 +130,7 @@ def _train_batches(
         buckets,
         steps=loop.steps or loop.epochs * -(-an_epoch // loop.batch_size),
         seed=seed,
-        weights=clip_weights,
+        weights=None if clip_weights is None else clip_weights.tolist(),
         do_normalize=origin.preprocessor.do_normalize,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
