@@ -21,7 +21,6 @@ from flax_wavlm.training.config import (
     LoopSettings,
     ModelSettings,
     OptimSettings,
-    TextSettings,
     TrainConfig,
 )
 
@@ -37,7 +36,6 @@ def get_config() -> TrainConfig:
             path=os.environ.get("TIMIT_SAMPLE_DIR", ""),
             held_out_speakers=HELD_OUT,
         ),
-        text=TextSettings(preset="timit"),
         train=LoopSettings(
             batch_size=8,
             steps=600,

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from flax_wavlm.data.corpora.utterance import Utterance
+from flax_wavlm.data.clips import Clip
 from flax_wavlm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -22,8 +22,8 @@ LARGEST = 1 / 3  # of train, of a single group that is cut off where none is sma
 class Cut(NamedTuple):
     """A training set, parted in two."""
 
-    train: list[Utterance]
-    dev: list[Utterance]
+    train: list[Clip]
+    dev: list[Clip]
     by: str  # what was kept together: "speaker", "text" or "clip"
 
 
@@ -43,42 +43,39 @@ def parse_share(text: str) -> float | None:
     return share
 
 
-def cut_dev(train: Sequence[Utterance], share: float, seed: int, normalise: Callable[[str], str]) -> Cut:
+def cut_dev(clips: Sequence[Clip], share: float, seed: int) -> Cut:
     """Parts a training set: whole speakers go to dev where speakers are known, else whole texts.
 
-    The same utterances, share and seed give the same parts, on any machine. Where each speaker has more than
-    a third of the clips, texts are taken; where each text has, single clips.
+    The same clips, share and seed give the same parts, on any machine. Where each speaker has more than a
+    third of the clips, texts are taken; where each text has, single clips.
 
     Args:
-        train: at least two utterances.
+        clips: at least two, which can be trained on.
         share: of the clips, above 0 and below 1; at least one clip is taken.
         seed: of the choice.
-        normalise: an utterance's text to the one that is compared.
     Raises:
-        UserError: there is only one utterance.
+        UserError: there is only one clip.
     """
-    if len(train) < 2:
+    if len(clips) < 2:
         raise UserError(
-            f"train has {len(train)} clip, from which no dev split can be cut",
+            f"train has {len(clips)} clip, from which no dev split can be cut",
             field="data.dev",
             expected="at least 2 clips",
             do="set data.dev to a split or a path",
         )
-    wanted = max(1, round(share * len(train)))
-    groupings: dict[str, Callable[[Utterance], str]] = {
-        "speaker": lambda utterance: utterance.speaker,
-        "text": lambda utterance: normalise(utterance.text),
-        "clip": lambda utterance: utterance.id,
+    wanted = max(1, round(share * len(clips)))
+    groupings = {
+        "speaker": [clip.speaker for clip in clips],
+        "text": [clip.text for clip in clips],
+        "clip": [clip.id for clip in clips],
     }
-    if not all(utterance.speaker for utterance in train):
+    if not all(groupings["speaker"]):
         del groupings["speaker"]
-    for by, key in groupings.items():
-        keys = [key(utterance) for utterance in train]
-        taken = _groups_for_dev(keys, wanted, seed)
-        if taken:
-            parts: dict[bool, list[Utterance]] = {True: [], False: []}
-            for utterance, group in zip(train, keys, strict=True):
-                parts[group in taken].append(utterance)
+    for by, keys in groupings.items():
+        if taken := _groups_for_dev(keys, wanted, seed):
+            parts: dict[bool, list[Clip]] = {True: [], False: []}
+            for clip, key in zip(clips, keys, strict=True):
+                parts[key in taken].append(clip)
             return Cut(parts[False], parts[True], by)
     raise AssertionError("single clips can always be taken")
 

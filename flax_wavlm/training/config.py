@@ -105,18 +105,6 @@ class DataSettings:
 
 
 @dataclass
-class TextSettings:
-    """How the corpus's text becomes the model's. None takes the preset's value."""
-
-    preset: str = "auto"  # auto, timit (the seed's rule), written (nothing removed) or tokens (phonemes)
-    case: str | None = None  # lower, upper, keep, or auto: as the tokenizer has it, lower where it is new
-    remove: str | None = None  # characters that are deleted, in place of the preset's
-    keep: str | None = None  # characters that stay, though the preset would remove them
-    language: str | None = None  # a code such as "tr", where upper and lower case depend on it
-    unit: str | None = None  # character, or token: symbols with white space between them, such as phonemes
-
-
-@dataclass
 class LoopSettings:
     """How long to train, and when to log, evaluate and save."""
 
@@ -163,7 +151,6 @@ class TrainConfig:
     workdir: str = ""  # folder of the run
     model: ModelSettings = field(default_factory=ModelSettings)  # which model, and how it is computed
     data: DataSettings = field(default_factory=DataSettings)  # where the speech is
-    text: TextSettings = field(default_factory=TextSettings)  # how its text becomes the model's
     train: LoopSettings = field(default_factory=LoopSettings)  # how long, and when to evaluate
     optim: OptimSettings = field(default_factory=OptimSettings)  # AdamW and its schedule
     mesh: MeshSettings = field(default_factory=MeshSettings)  # devices along each axis
@@ -312,7 +299,6 @@ WHEN_ABSENT: dict[str, Any] = {
     "data.channel": "mean",
     "data.dev": "test",
     "data.text_column": "text",
-    "text.preset": "before-0.2",
     "train.best_by": "wer",
 }
 

@@ -15,11 +15,14 @@ from flax_wavlm.data.batches import Batches
 from flax_wavlm.data.buckets import choose_buckets
 from flax_wavlm.data.clips import Clip, usable_clips
 from flax_wavlm.data.corpora.utterance import Utterance
-from flax_wavlm.data.leaks import EXAMPLES, same_audio
+from flax_wavlm.data.leaks import EXAMPLES, same_audio, shared
+from flax_wavlm.data.splits import cut_dev
+from flax_wavlm.data.targets import Targets
 from flax_wavlm.data.weights import clips_per_epoch
 from flax_wavlm.errors import some
 from flax_wavlm.parallel import processes
 from flax_wavlm.recognition.forward import ClipBatches
+from flax_wavlm.recognition.task import DEV, TEST
 from flax_wavlm.training.config import DataSettings, LoopSettings
 from flax_wavlm.training.splits import Splits
 from flax_wavlm.training.start import StartingPoint
@@ -89,22 +92,56 @@ def prepare_speech(
 
     with processes.first_process_first("cache"):  # it fills the cache, and the others read it
         train = decoded(splits.train, "train")
-        dev = decoded(splits.dev, splits.chooser)
+        dev = decoded(splits.dev, splits.chooser) if splits.dev else []
         test = decoded(splits.test, "test") if splits.test else []
-    for name, clips in ((splits.chooser, dev), ("test", test)):
-        if heard := same_audio(train, clips):
-            log.warning(
-                "%s: %d clips have the same audio as a clip of train: %s",
-                name,
-                len(heard),
-                some(heard, EXAMPLES),
-            )
+    chooser = splits.chooser
+    if not dev:
+        train, dev, test, chooser = _choose_dev(train, test, splits.share, data.dev_seed)
+    _name_leaks(splits, train, {chooser: dev, "test": test}, origin.task.targets)
     return Speech(
         _train_batches(train, origin, data, loop, seed, splits.weights),
         batched(dev),
         batched(test) if test else None,
-        splits.chooser,
+        chooser,
     )
+
+
+def _choose_dev(
+    train: list[Clip], test: list[Clip], share: float, seed: int
+) -> tuple[list[Clip], list[Clip], list[Clip], str]:
+    """Train, dev and test, with dev cut from train, and what `dev` is called."""
+    if len(train) < 2 and test:
+        log.warning(
+            "train has %d clip, from which no dev split can be cut: test chooses the best checkpoint, so its "
+            "figures are better than those on new speech would be",
+            len(train),
+        )
+        return train, test, [], TEST
+    cut = cut_dev(train, share, seed)
+    kept = {"speaker": "whole speakers", "text": "whole texts", "clip": "single clips"}[cut.by]
+    log.warning(
+        "dev: the corpus has no such split, so %d of the %d clips of train are it (%s; data.dev, "
+        "data.dev_share and data.dev_seed say which)",
+        len(cut.dev),
+        len(train),
+        kept,
+    )
+    return cut.train, cut.dev, test, DEV
+
+
+def _name_leaks(
+    splits: Splits, train: Sequence[Clip], others: Mapping[str, Sequence[Clip]], targets: Targets
+) -> None:
+    """Warns of what train shares with the clips that a model is judged by."""
+    of_id = {utterance.id: utterance for utterance in splits.train}
+    trained = [of_id[clip.id] for clip in train]
+    for name, clips in others.items():
+        of_split = of_id if not splits.dev and name == DEV else {u.id: u for u in splits.dev + splits.test}
+        for leak in shared(trained, [of_split[clip.id] for clip in clips], targets.normalise):
+            log.warning("%s: %s", name, leak)
+        if heard := same_audio(train, clips):
+            ids = some(heard, EXAMPLES)
+            log.warning("%s: %d clips have the same audio as a clip of train: %s", name, len(heard), ids)
 
 
 def _train_batches(

@@ -13,9 +13,7 @@ from jax.experimental import multihost_utils
 from flax_wavlm.data.clips import describe_skipped
 from flax_wavlm.data.corpora.load import clip_weights, find_splits, load_parts
 from flax_wavlm.data.corpora.utterance import NoSplit, Skipped, Utterance, by_id
-from flax_wavlm.data.leaks import shared
-from flax_wavlm.data.splits import cut_dev, parse_share
-from flax_wavlm.data.tokenizer import normalise
+from flax_wavlm.data.splits import parse_share
 from flax_wavlm.errors import UserError, some
 from flax_wavlm.files import exists
 from flax_wavlm.recognition.task import DEV, TEST
@@ -28,10 +26,11 @@ class Splits(NamedTuple):
     """The utterances of a run."""
 
     train: list[Utterance]
-    dev: list[Utterance]  # the best checkpoint is chosen on these
+    dev: list[Utterance]  # the best checkpoint is chosen on these; empty: on a share of train
     test: list[Utterance]  # read once, at the end; empty where there is no such split
     chooser: str  # what messages and metrics.jsonl call `dev`: "dev", or "test" where data.dev = "test"
     weights: Mapping[str, float] | None = None  # how often an epoch has a clip, by id; None: once
+    share: float = 0.0  # of train, that becomes dev where that is empty
 
     def all(self) -> list[Utterance]:
         """Every utterance, train first."""
@@ -39,13 +38,13 @@ class Splits(NamedTuple):
 
 
 def load_splits(data: DataSettings) -> Splits:
-    """Reads the corpus's splits, or cuts dev from train; makes the synthetic corpus where it is missing.
+    """Reads the corpus's splits; makes the synthetic corpus where it is missing.
 
     `data.dev` says what chooses: "test" (the test split, and no other is read), a split's name, a path, or a
-    share of train. Where it is empty, the corpus's own dev split does, or else a share of train. What is in
-    more than one split is named in the log, and so is what a reader cannot use.
+    share of train. Where it is empty, the corpus's own dev split does, or else a share of train. What a
+    reader cannot use is named in the log.
 
-    Raises UserError as `load_corpus` does, where there is no train split, or where nothing can choose.
+    Raises UserError as `load_corpus` does, and where there is no train split.
     """
     if data.corpus == "synthetic" and jax.process_index() == 0:
         from flax_wavlm.data.corpora.synthetic import make_corpus
@@ -53,9 +52,6 @@ def load_splits(data: DataSettings) -> Splits:
         make_corpus(Path(data.path), **vars(data.synthetic))
     multihost_utils.sync_global_devices("corpus")
     splits = _read(data)
-    for name, others in ((splits.chooser, splits.dev), (TEST, splits.test)):
-        for leak in shared(splits.train, others, normalise):
-            log.warning("%s: %s", name, leak)
     if splits.chooser == TEST:
         log.warning(
             "test: it chooses the best checkpoint too (data.dev is 'test', as in the seed's recipe), so its "
@@ -92,7 +88,7 @@ def _read(data: DataSettings) -> Splits:
     share = parse_share(data.dev)
     if share is None and (data.dev or DEV in own):
         return Splits(train, _read_dev(data, own), test, DEV, weights)
-    return _cut(train, test, share or data.dev_share, data.dev_seed, weights)
+    return Splits(train, [], test, DEV, weights, share or data.dev_share)
 
 
 def _named(data: DataSettings) -> dict[str, str]:
@@ -120,28 +116,6 @@ def _read_dev(data: DataSettings, own: Mapping[str, str]) -> list[Utterance]:
     return _read_split(data, there[role], DEV, path=data.dev)
 
 
-def _cut(
-    train: list[Utterance],
-    test: list[Utterance],
-    share: float,
-    seed: int,
-    weights: Mapping[str, float] | None,
-) -> Splits:
-    if len(train) < 2 and test:
-        log.warning("train has %d clip, from which no dev split can be cut: test chooses", len(train))
-        return Splits(train, test, [], TEST, weights)
-    cut = cut_dev(train, share, seed, normalise)
-    kept = {"speaker": "whole speakers", "text": "whole texts", "clip": "single clips"}[cut.by]
-    log.warning(
-        "dev: the corpus has no such split, so %d of %d clips of train are it (%s; data.dev, data.dev_share "
-        "and data.dev_seed say which)",
-        len(cut.dev),
-        len(train),
-        kept,
-    )
-    return Splits(cut.train, cut.dev, test, DEV, weights)
-
-
 def _how(data: DataSettings) -> dict[str, Any]:
     return {
         "held_out_speakers": data.held_out_speakers,
@@ -167,4 +141,9 @@ def _gathered(parts: Sequence[tuple[list[Utterance], list[Skipped]]], name: str)
     skipped = [clip for part in parts for clip in part[1]]
     if skipped:
         log.warning("%s: %s", name, describe_skipped(skipped))
-    return sorted((utterance for part in parts for utterance in part[0]), key=by_id)
+    utterances = sorted((utterance for part in parts for utterance in part[0]), key=by_id)
+    if cut := sum(utterance.start is not None or utterance.end is not None for utterance in utterances):
+        log.info(
+            "%s: %d of %d clips are parts of recordings, from a start to an end", name, cut, len(utterances)
+        )
+    return utterances

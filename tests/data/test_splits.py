@@ -19,27 +19,31 @@ def said(id: str, text: str, speaker: str = "", file: str = "") -> Utterance:
     return Utterance(id, Path(file or f"{id}.wav"), text, speaker)
 
 
+def clip_of(id: str, text: str, speaker: str = "") -> Clip:
+    return Clip(id, np.zeros(1, np.int16), np.zeros(1, np.int32), text.strip(), speaker)
+
+
 def test_whole_speakers_are_cut() -> None:
-    train = [said(f"{s}-{i}", f"text {i}", f"s{s}") for s in range(20) for i in range(5)]
-    cut = cut_dev(train, 0.1, 0, as_written)
+    train = [clip_of(f"{s}-{i}", f"text {i}", f"s{s}") for s in range(20) for i in range(5)]
+    cut = cut_dev(train, 0.1, 0)
     assert cut.by == "speaker"
     assert len(cut.dev) == 10
     assert {u.speaker for u in cut.dev}.isdisjoint({u.speaker for u in cut.train})
     assert sorted(cut.train + cut.dev, key=lambda u: u.id) == sorted(train, key=lambda u: u.id)
-    assert cut_dev(train[::-1], 0.1, 0, as_written).dev == [u for u in train[::-1] if u in cut.dev]
-    assert cut_dev(train, 0.1, 1, as_written).dev != cut.dev
+    assert cut_dev(train[::-1], 0.1, 0).dev == [u for u in train[::-1] if u in cut.dev]
+    assert cut_dev(train, 0.1, 1).dev != cut.dev
     assert [u.id for u in cut.train] == [u.id for u in train if u in cut.train]  # the order stays
 
 
 def test_same_choice_on_every_machine() -> None:
-    train = [said(f"{i}", f"text {i}", f"speaker {i}") for i in range(10)]
-    assert [u.id for u in cut_dev(train, 0.2, 0, as_written).dev] == ["0", "2"]
+    train = [clip_of(f"{i}", f"text {i}", f"speaker {i}") for i in range(10)]
+    assert [u.id for u in cut_dev(train, 0.2, 0).dev] == ["0", "2"]
 
 
 def test_whole_texts_are_cut_where_speakers_are_unknown() -> None:
-    train = [said(f"{t}-{i}", f" text {t}" + " " * i) for t in range(40) for i in range(3)]
-    train[0] = said("0-0", "text 0", "known")
-    cut = cut_dev(train, 0.1, 0, as_written)
+    train = [clip_of(f"{t}-{i}", f" text {t}" + " " * i) for t in range(40) for i in range(3)]
+    train[0] = clip_of("0-0", "text 0", "known")
+    cut = cut_dev(train, 0.1, 0)
     assert cut.by == "text"
     assert 12 <= len(cut.dev) <= 14
     assert {u.text.strip() for u in cut.dev}.isdisjoint({u.text.strip() for u in cut.train})
@@ -47,30 +51,30 @@ def test_whole_texts_are_cut_where_speakers_are_unknown() -> None:
 
 def test_one_of_a_few_speakers_is_cut() -> None:
     sizes = {"ann": 40, "ben": 25, "cay": 35}
-    train = [said(f"{s}-{i}", f"text {s} {i}", s) for s, size in sizes.items() for i in range(size)]
-    cut = cut_dev(train, 0.05, 0, as_written)
+    train = [clip_of(f"{s}-{i}", f"text {s} {i}", s) for s, size in sizes.items() for i in range(size)]
+    cut = cut_dev(train, 0.05, 0)
     assert (cut.by, {u.speaker for u in cut.dev}, len(cut.dev)) == ("speaker", {"ben"}, 25)
-    assert cut_dev(train[:65], 0.05, 0, as_written).by == "text"  # ben has more than a third of these
+    assert cut_dev(train[:65], 0.05, 0).by == "text"  # ben has more than a third of these
 
 
 @pytest.mark.parametrize("speaker", ["", "the only one"])
 def test_single_clips_are_cut_where_all_say_the_same(speaker: str) -> None:
-    train = [said(f"{i}", "yes" if i % 2 else "no", speaker) for i in range(30)]
-    cut = cut_dev(train, 0.1, 0, as_written)
+    train = [clip_of(f"{i}", "yes" if i % 2 else "no", speaker) for i in range(30)]
+    cut = cut_dev(train, 0.1, 0)
     assert (cut.by, len(cut.dev), len(cut.train)) == ("clip", 3, 27)
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])
 def test_small_sets_keep_something_to_train_on(count: int) -> None:
-    train = [said(f"{i}", f"text {i}", f"s{i}") for i in range(count)]
-    cut = cut_dev(train, 0.5, 3, as_written)
+    train = [clip_of(f"{i}", f"text {i}", f"s{i}") for i in range(count)]
+    cut = cut_dev(train, 0.5, 3)
     assert cut.train
     assert cut.dev
 
 
 def test_one_clip_cannot_be_cut() -> None:
     with pytest.raises(UserError, match="train has 1 clip") as raised:
-        cut_dev([said("a", "b")], 0.1, 0, as_written)
+        cut_dev([clip_of("a", "b")], 0.1, 0)
     assert raised.value.field == "data.dev"
 
 
