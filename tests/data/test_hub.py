@@ -170,6 +170,11 @@ def test_folder_of_audio_files_with_metadata(tmp_path, layout):
         assert (utterance.id, utterance.text, utterance.audio) == (f"{split}/a.wav", text, path)
     with pytest.raises(NoSplit):
         read_hub(name, "dev")
+    if layout == "common table":
+        with (tmp_path / "metadata.csv").open("a") as table:
+            table.write("train/a.wav,Once more.\n")
+        with refused("is also at .*:2", where=":4$", field="file_name"):
+            read_hub(name, "train")
 
 
 @pytest.mark.parametrize("name", ["../secret.wav", "/etc/passwd", ""])
