@@ -4,6 +4,7 @@ Bytes of whole files are flipped, cut and inserted. Only two ends are allowed: a
 line.
 """
 
+import contextlib
 import io
 import json
 import random
@@ -24,9 +25,11 @@ from flax_wavlm import UserError, WavLMConfig
 from flax_wavlm.data.audio import duration_seconds, read_audio
 from flax_wavlm.data.corpora.common_voice import read_common_voice
 from flax_wavlm.data.corpora.folder import read_folder
+from flax_wavlm.data.corpora.hub import read_hub
 from flax_wavlm.data.corpora.kaldi import read_kaldi
 from flax_wavlm.data.corpora.manifest import read_manifest
 from flax_wavlm.data.corpora.timit import read_timit_sample
+from flax_wavlm.data.corpora.utterance import EmptySplit
 from flax_wavlm.data.preprocessor import Preprocessor
 from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.porting.pretrained import open_weights
@@ -207,6 +210,22 @@ def read_clips_table(folder: Path, data: bytes) -> Any:
     return read_common_voice(folder, "train")
 
 
+def read_metadata(folder: Path, data: bytes) -> Any:
+    for name in ("a.wav", "b.wav"):
+        (folder / name).touch()
+    (folder / "metadata.csv").write_bytes(data)
+    return read_hub(str(folder), "train")
+
+
+def read_saved_names(folder: Path, data: bytes) -> Any:
+    """The names of splits that `save_to_disk` wrote, each of which has no rows."""
+    (folder / "train").mkdir(exist_ok=True)
+    (folder / "train" / "state.json").write_text('{"_data_files": []}')
+    (folder / "dataset_dict.json").write_bytes(data)
+    with contextlib.suppress(EmptySplit):
+        read_hub(str(folder), "train")
+
+
 def read_text_beside(folder: Path, data: bytes) -> Any:
     (folder / "a.wav").touch()
     (folder / "a.lab").write_bytes(data)
@@ -299,6 +318,10 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
             f"Kaldi's {name}": Target([content], kaldi_reader(name), TABLE_PIECES, quick=100)
             for name, content in KALDI.items()
         },
+        "metadata.csv": Target(
+            [b'file_name,text\na.wav,"one, two"\nb.wav,three\n'], read_metadata, TABLE_PIECES, quick=100
+        ),
+        "dataset_dict.json": Target([b'{"splits": ["train"]}'], read_saved_names, JSON_PIECES, quick=60),
         "a.lab": Target([b"one two\n", b"0 100 one\n"], read_text_beside, TABLE_PIECES),
         "TIMIT's .TXT": Target([b"0 46797 She had your dark suit.\n"], read_sample, JSON_PIECES),
         "metrics.jsonl": Target([metrics], written("metrics.jsonl", read_metrics), JSON_PIECES),
@@ -325,6 +348,8 @@ NAMES = (
     "manifest.tsv",
     "Common Voice",
     *(f"Kaldi's {name}" for name in KALDI),
+    "metadata.csv",
+    "dataset_dict.json",
     "a.lab",
     "TIMIT's .TXT",
     "metrics.jsonl",

@@ -76,6 +76,10 @@ def test_audio_that_is_outside_the_dataset(tmp_path):
     datasets.DatasetDict(train=dataset).save_to_disk(tmp_path / "saved")
     utterances, skipped = read_hub(str(tmp_path / "saved"), "train")
     check_hub(utterances, skipped)
+    rows = datasets.Dataset.from_dict({"audio": [None, {"bytes": quiet(), "path": None}], "text": ["A", "B"]})
+    rows.cast_column("audio", datasets.Audio()).save_to_disk(tmp_path / "none")
+    with refused("^no audio in it$", where="row train/000000$"):
+        read_hub(str(tmp_path / "none"), "train")[0][0].audio()
     paths[0].unlink()
     with refused(r"no audio in it, and the file '.*0\.wav' cannot be read", where="row train/000000$"):
         utterances[0].audio()
@@ -170,6 +174,19 @@ def test_folder_of_audio_files_with_metadata(tmp_path, layout):
         assert (utterance.id, utterance.text, utterance.audio) == (f"{split}/a.wav", text, path)
     with pytest.raises(NoSplit):
         read_hub(name, "dev")
+    if layout == "common table":
+        with (tmp_path / "metadata.csv").open("a") as table:
+            table.write("train/a.wav,Once more.\n")
+        with refused("is also at .*:2", where=":4$", field="file_name"):
+            read_hub(name, "train")
+
+
+def test_the_text_column_of_a_metadata_file(tmp_path):
+    (tmp_path / "a.wav").write_bytes(quiet())
+    (tmp_path / "metadata.csv").write_text("file_name,caption\na.wav,One.\n")
+    with refused("no column of text", field="data.text_column", do=r"set data\.text_column"):
+        read_hub(str(tmp_path), "train")
+    assert read_hub(str(tmp_path), "train", text_column="caption")[0][0].text == "One."
 
 
 @pytest.mark.parametrize("name", ["../secret.wav", "/etc/passwd", ""])

@@ -15,8 +15,8 @@ from flax_wavlm.data.corpora.parts import alias
 from flax_wavlm.data.corpora.splits import no_such_split
 from flax_wavlm.data.corpora.tables import table_rows
 from flax_wavlm.data.corpora.utterance import Skipped, Utterance, by_id, empty_split, is_usual_split
-from flax_wavlm.errors import UserError, some
-from flax_wavlm.files import is_file
+from flax_wavlm.errors import UserError, shown, some
+from flax_wavlm.files import is_file, is_folder
 
 _METADATA = ("metadata.csv", "metadata.jsonl")
 _SPEAKER = ("speaker_id", "client_id", "speaker")
@@ -38,16 +38,24 @@ def read_audiofolder(folder: Path, split: str, text_column: str) -> tuple[list[U
     """
     files = AudioFiles("file_name", "a path relative to the metadata file")
     names = (text_column,) if text_column else TEXT_COLUMNS
-    utterances, skipped = [], []
+    utterances, skipped, rows = [], [], dict[str, str]()
     there = splits_of_audiofolder(folder)
     if split not in there:
         raise no_such_split(folder, split, there)
     for table in _tables(folder):
-        for where, row in table_rows(table, (("file_name",), names)):
+        for where, row in table_rows(table, (("file_name",),)):
             path = _relative(where, row, table, folder)
             if _split_of(path) != split:
                 continue
             id, column = path.as_posix(), alias(where, row, names)
+            if id in rows:
+                raise UserError(
+                    f"{shown(id)} is also at {rows[id]}",
+                    where=where,
+                    field="file_name",
+                    do="remove one of the rows",
+                )
+            rows[id] = where
             text = row.get(column)
             if isinstance(text, str) and text.strip():
                 speaker = row.get(alias(where, row, _SPEAKER), "")
@@ -79,7 +87,7 @@ def splits_of_audiofolder(folder: Path) -> list[str]:
 
 
 def _tables(folder: Path) -> list[Path]:
-    if not folder.is_dir():
+    if not is_folder(folder):
         return []
     roots = [folder, *(below for below in folders(folder) if below.name == "data")]
     places = roots + [

@@ -110,7 +110,7 @@ def _saved(name: str) -> dict[str, Path] | None:
     folder = Path(name)
     if is_file(folder / "dataset_dict.json"):
         splits = read_json_object(folder / "dataset_dict.json", "the names of splits").get("splits", [])
-        return {split: folder / Path(split).name for split in splits}
+        return {str(split): folder / Path(str(split)).name for split in splits}
     if is_file(folder / "state.json") and is_file(folder / "dataset_info.json"):
         state = read_json_object(folder / "state.json", "the state of a data set")
         return {str(state.get("_split") or "train").partition("[")[0]: folder}

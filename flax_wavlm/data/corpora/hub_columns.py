@@ -190,11 +190,14 @@ def _audio_bytes(dataset: Dataset, row: int, column: str, id: str, folder: Path)
     if audio and audio["bytes"]:
         return audio["bytes"]
     path = audio["path"] if audio else None
+    where = f"Hugging Face dataset row {id}"
+    if not path:
+        raise UserError("no audio in it", where=where, do="remove the row")
     try:
-        return (folder / (path or "")).read_bytes()
+        return (folder / path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise UserError(
             f"no audio in it, and the file {shown(path)} cannot be read ({reason(error)})",
-            where=f"Hugging Face dataset row {id}",
+            where=where,
             do="load the dataset again, or remove the row",
         ) from error

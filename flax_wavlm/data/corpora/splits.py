@@ -46,13 +46,12 @@ def role_of(name: str) -> str:
 
 def no_such_split(where: str | Path, split: str, there: Sequence[str]) -> NoSplit:
     """The error for a split that is not there, which lists those that are."""
-    near = did_you_mean(split, there)
     return NoSplit(
         f"there is no split {split!r}",
         where=where,
         field="split",
         expected=f"one of {some(there)}" if there else "a corpus with splits",
-        do=near or ("set data.splits to the names that the corpus has" if there else "check data.path"),
+        do=did_you_mean(split, there) if there else "check data.path",
     )
 
 
