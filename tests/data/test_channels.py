@@ -88,6 +88,6 @@ def test_decisions_are_gathered_also_from_the_cache(tmp_path, caplog):
         assert len(clips) == 18
         [message] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert message.startswith(
-            "clips: decided for 9 - channels that cancel each other out: inverted0, inverted1, inverted2, ... "
-            "(the first: channel 0 of 2 is taken"
+            "clips: decided for 9 - channels that cancel each other out: inverted0, inverted1, inverted2, "
+            "... (the first: channel 0 of 2 is taken"
         )

@@ -1,4 +1,4 @@
-"""Parts of recordings are what the whole has there; and what files state about their length is not believed."""
+"""Parts of recordings are what the whole has there; and lengths that files state are not believed."""
 
 import struct
 from pathlib import Path
@@ -99,7 +99,7 @@ def test_a_seekable_file_is_not_decoded_up_to_the_part(monkeypatch):
 )
 def test_parts_outside_the_file(start, end):
     for format in ("WAV", "MP3"):
-        with pytest.raises(OutsideFile, match="^clip: from "):
+        with pytest.raises(OutsideFile, match=r"^clip: from "):
             read_audio(by_libsndfile(sweep(16_000, 3.0), 16_000, format), "clip", start=start, end=end)
 
 
