@@ -1,6 +1,5 @@
 """Audio files to text: one line "file<TAB>text" each on standard output.
 
-
 flax-wavlm transcribe --model FOLDER_OR_HUB_ID [--batch_size 8] [--dtype bfloat16] FILE...
 
 Tabs, line ends and control characters in names and texts are escaped, so that a line is a file.
