@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from helpers.recordings import by_pyav, sweep
 from helpers.reference import tiny_reference
 
 from flax_wavlm import UserError, WavLMConfig
@@ -141,6 +142,23 @@ def audio_files() -> list[bytes]:
         soundfile.write(stream, np.stack([noise] * channels, 1), rate, format=format, subtype=subtype)
         files.append(stream.getvalue())
     return files
+
+
+def containers() -> list[bytes]:
+    """Whole files in PyAV's containers, and each one's first bytes before random ones."""
+    kinds = (
+        ("mp4", "aac", 16_000),
+        ("mov", "pcm_s16le", 16_000),
+        ("webm", "libopus", 48_000),
+        ("adts", "aac", 16_000),
+        ("amr", "libopencore_amrnb", 8_000),
+        ("avi", "pcm_s16le", 16_000),
+        ("flv", "aac", 44_100),
+    )
+    files = [by_pyav(sweep(rate, 0.3), rate, container, codec) for container, codec, rate in kinds]
+    random_bytes = np.random.default_rng(0).bytes(2000)
+    lists = [b"ffconcat version 1.0\nfile 'clip.wav'\n", b"#EXTM3U\n#EXTINF:3,\nclip.wav\n"]
+    return [*files, *(file[:12] + random_bytes for file in files), *lists]
 
 
 def read_audio_both_ways(folder: Path, data: bytes) -> None:
@@ -309,6 +327,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
     metrics = b'{"step": 1, "split": "train", "loss": 2.5}\n{"step": 2, "split": "test", "wer": 0.5}\n'
     return {
         "audio": Target(audio_files(), read_audio_both_ways, quick=1500),
+        "containers": Target(containers(), read_audio_both_ways, quick=250),
         "manifest.jsonl": Target([jsonl], manifest_reader("jsonl"), JSON_PIECES, quick=1000),
         "manifest.csv": Target([csv], manifest_reader("csv"), JSON_PIECES, quick=1000),
         "manifest.json": Target([jsonl, array], manifest_reader("json"), JSON_PIECES),
@@ -342,6 +361,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
 
 NAMES = (
     "audio",
+    "containers",
     "manifest.jsonl",
     "manifest.csv",
     "manifest.json",

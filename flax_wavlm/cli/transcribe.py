@@ -1,9 +1,8 @@
 """Audio files to text: one line "file<TAB>text" each on standard output.
 
-Tabs, line ends and control characters in names and texts are escaped, so that a line is a file.
-
 flax-wavlm transcribe --model FOLDER_OR_HUB_ID [--batch_size 8] [--dtype bfloat16] FILE...
 
+Tabs, line ends and control characters in names and texts are escaped, so that a line is a file.
 A file that cannot be read is named on standard error and the others are transcribed; the exit status is
 then 2. In a checkout, `python scripts/transcribe.py` is the same command.
 """

@@ -43,7 +43,7 @@ def to_mono(samples: np.ndarray, rate: int, channel: str, name: str) -> Mono:
         return Mono(samples.mean(axis=1), "")
     band = _speech_band(samples, rate)
     energy = np.square(band).sum(axis=0, dtype=np.float64)
-    loudest = int(energy.argmax())
+    loudest = int((energy >= 0.9 * energy.max()).argmax())  # rounding alone does not choose
     used = np.flatnonzero(energy > EMPTY * energy[loudest])
     if not len(used):  # silence
         return Mono(samples.mean(axis=1), "")

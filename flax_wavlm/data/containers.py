@@ -34,7 +34,7 @@ _CONTAINERS = (
 )
 # Files that name other files or addresses.
 _LISTS = re.compile(
-    rb"\s*(?:ffconcat|#EXTM3U|\[playlist\]|<asx|\[Reference\]|v=0\r?\n|RTSPtext|<\?wpl|"
+    rb"\s*(?:#(?!EXTM3U|!AMR)[^\n]*\n\s*)*(?:ffconcat|#EXTM3U|\[playlist\]|<asx|\[Reference\]|v=0\r?\n|RTSPtext|<\?wpl|"
     rb"(?:<\?xml[^>]*>\s*(?:<!--.*?-->\s*)*)?<(?:MPD|SmoothStreamingMedia|smil|playlist|asx)\b|"
     rb"(?:REM [^\n]*\n\s*|(?:PERFORMER|TITLE|CATALOG) [^\n]*\n\s*)*FILE \"|"
     rb"(?:file|https?|rtsp|rtmp|ftp|concat|subfile|data)(?::| ['\"/]))",

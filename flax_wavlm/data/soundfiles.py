@@ -45,7 +45,7 @@ class SoundFiles:
         self.rate, self.channels, self.promised = int(first.samplerate), int(first.channels), promised
         whole = first.subtype == "PCM_16" and self.channels == 1 and self.rate == SAMPLE_RATE
         self.dtype = "int16" if whole else "float32"
-        self.exact_seek = len(files) == 1 and first.subtype in _EXACT and first.seekable()
+        self.exact_seek = len(files) == 1 and first.seekable()
         self.open_ended = any(file.frames == _UNKNOWN_LENGTH for file in files)
         self._files = list(files)
         self._at = 0  # the frame of the first of them that is read next
@@ -63,6 +63,13 @@ class SoundFiles:
 
     def seek(self, frame: int) -> None:
         self._at = self._files[0].seek(frame)
+
+
+class _SoundFile(soundfile.SoundFile):
+    """Seeks only where this is exact. soundfile would seek after each read, to where the file is already."""
+
+    def seekable(self) -> bool:
+        return self.subtype in _EXACT and bool(super().seekable())
 
 
 class _Bytes(io.BytesIO):
@@ -98,7 +105,7 @@ def open_sound(source: Path | bytes, name: str) -> Iterator[SoundFiles]:
                 handles = [stream.fileno()]
             else:
                 handles = [_Bytes(piece) for piece in pieces or [bytes(whole)]]
-            files = [stack.enter_context(soundfile.SoundFile(handle, closefd=False)) for handle in handles]
+            files = [stack.enter_context(_SoundFile(handle, closefd=False)) for handle in handles]
             _check_alike(files, name)
             if estimated or any(file.frames == _UNKNOWN_LENGTH for file in files):
                 promised = None
