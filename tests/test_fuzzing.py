@@ -393,6 +393,55 @@ def test_damage_ends_in_our_own_error(
     assert "Traceback" not in capfd.readouterr().err  # nor does soundfile's callback print one
 
 
+WORDS = (
+    "model",
+    "module",
+    "_orig_mod",
+    "net",
+    "0",
+    "wavlm",
+    "encoder",
+    "layers",
+    "state_dict",
+    "é",
+    "",
+    "a.b",
+)
+
+
+def wrapped(state: dict[str, torch.Tensor], rng: random.Random) -> Any:
+    """The state dict under a random prefix, in random dicts, beside random other things."""
+    prefix = "".join(f"{rng.choice(WORDS)}." for _ in range(rng.randrange(5)))
+    content: Any = {f"{prefix}{name}": tensor for name, tensor in state.items()}
+    for _ in range(rng.randrange(4)):
+        beside: dict[Any, Any] = {
+            f"{rng.choice(WORDS)}.{rng.choice(WORDS)}": rng.choice([torch.ones(2), 3, None, [torch.ones(1)]])
+            for _ in range(rng.randrange(3))
+        }
+        content = {**beside, rng.choice(WORDS): content, "optimizer": {"state": {0: {"step": 1}}}, 7: 7}
+    return content
+
+
+@pytest.mark.parametrize(
+    "executions", [40, pytest.param(2000, marks=pytest.mark.chaos)], ids=["some", "many"]
+)
+def test_random_wrappers_change_nothing(executions: int, targets: dict[str, Target], tmp_path: Path) -> None:
+    """Every tensor is found, whatever stands around it; or the error is one line, where a part is missing."""
+    state = torch.load(io.BytesIO(targets["pickle"].seeds[0]), weights_only=True)
+    rng = random.Random(0)
+    for _ in range(executions):
+        torch.save(wrapped(state, rng), tmp_path / "weights.ckpt")
+        tensors = open_weights(tmp_path / "weights.ckpt").tensors
+        assert set(tensors) == set(state)
+        assert all(np.array_equal(tensors[name].read(), state[name].numpy()) for name in state)
+        torn = {name: state[name] for name in rng.sample(sorted(state), rng.randrange(len(state)))}
+        torch.save(wrapped(torn, rng), tmp_path / "weights.ckpt")
+        try:
+            open_weights(tmp_path / "weights.ckpt")
+        except UserError as error:
+            assert "\n" not in str(error)  # noqa: PT017 - either end is right
+
+
 @pytest.mark.chaos
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_much_damage_ends_in_our_own_error(

@@ -88,7 +88,7 @@ class CTCTokenizer:
                     expected=f"it among the {len(tokenizer.encoder)} tokens there",
                     do="name the right one in tokenizer_config.json",
                 )
-        self.size = len(tokenizer)
+        self.size, self._source = len(tokenizer), source
         ids = Counter(tokenizer.get_vocab().values())
         if wrong := sorted((set(range(self.size)) ^ set(ids)) | {id for id in ids if ids[id] > 1}):
             raise UserError(
@@ -99,7 +99,7 @@ class CTCTokenizer:
                 expected=f"each of 0 to {self.size - 1} once",
                 do="correct vocab.json (and added_tokens.json)",
             )
-        self._tokenizer, self._source = tokenizer, source
+        self._tokenizer = tokenizer
         self.blank_id: int = tokenizer.pad_token_id
         # transformers counts the word delimiter as special.
         self.special_ids = frozenset(tokenizer.all_special_ids) - {tokenizer.word_delimiter_token_id}
@@ -161,21 +161,22 @@ class CTCTokenizer:
     def for_head(self, outputs: int, *, head: str, do: str) -> CTCTokenizer:
         """The tokenizer for a CTC head of `outputs` columns; `size` is then that.
 
-        As in transformers, the head may be narrower by special tokens (<s>, </s>), which it then never gives,
-        and wider by padding, which is written as the unknown token. The log says the latter.
+        As in transformers, the head may be as wide as vocab.json, without the special tokens that are added
+        behind it (<s>, </s>), and wider by padding, which is written as the unknown token. The log says the
+        latter. A head that lacks but one of two added tokens was trained with another vocabulary.
 
         Args:
             outputs: the head's width.
             head: whose head it is; for messages.
             do: what to do where they do not fit; for the error.
         Raises:
-            UserError: a character or the blank has no output.
+            UserError: another token has no output.
         """
-        specials = frozenset(self._tokenizer.all_special_ids) - {
-            self.blank_id,
-            self._tokenizer.word_delimiter_token_id,
-        }
-        silent = [id for id in range(outputs, len(self._tokenizer)) if id not in specials]
+        beyond_head = range(outputs, len(self._tokenizer))
+        added = outputs == len(self._tokenizer.encoder) and set(beyond_head) <= set(
+            self._tokenizer.all_special_ids
+        )
+        silent = [] if added else list(beyond_head)
         if silent or (outputs > len(self._tokenizer) and self._tokenizer.unk_token is None):
             missing = f", and none of them is for {some([shown(self.token(id)) for id in silent])}"
             raise UserError(

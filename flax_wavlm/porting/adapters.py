@@ -30,14 +30,18 @@ def merge_first(path: Path) -> UserError:
     """The error for an adapter, with the lines that merge it; `path` is its folder or file."""
     folder = path if path.is_dir() else path.parent
     base = "BASE"
+    do = "merge it where it was made, model.merge_and_unload().save_pretrained('merged'), and give 'merged'"
     if exists(folder / ADAPTER_CONFIG):
         named = read_json_object(folder / ADAPTER_CONFIG, "an adapter's settings").get(
             "base_model_name_or_path"
         )
         base = named if isinstance(named, str) and named else base
+        do = (
+            f"merge it first, and give the new folder: base = WavLMForCTC.from_pretrained({base!r}); "
+            f"PeftModel.from_pretrained(base, {str(folder)!r}).merge_and_unload().save_pretrained('merged')"
+        )
     return UserError(
         "holds an adapter (LoRA or another of PEFT's), not a whole model",
         where=path,
-        do=f"merge it first, and give the new folder: base = WavLMForCTC.from_pretrained({base!r}); "
-        f"PeftModel.from_pretrained(base, {str(folder)!r}).merge_and_unload().save_pretrained('merged')",
+        do=do,
     )
