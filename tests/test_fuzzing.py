@@ -292,14 +292,14 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
         "audio": Target(audio_files(), read_audio_both_ways, quick=1500),
         "manifest.jsonl": Target([jsonl], manifest_reader("jsonl"), JSON_PIECES, quick=1000),
         "manifest.csv": Target([csv], manifest_reader("csv"), JSON_PIECES, quick=1000),
-        "manifest.json": Target([jsonl, array], manifest_reader("json"), JSON_PIECES),
-        "manifest.tsv": Target([tsv], manifest_reader("tsv"), TABLE_PIECES),
-        "Common Voice": Target([clips], read_clips_table, TABLE_PIECES),
+        "manifest.json": Target([jsonl, array], manifest_reader("json"), JSON_PIECES, quick=100),
+        "manifest.tsv": Target([tsv], manifest_reader("tsv"), TABLE_PIECES, quick=100),
+        "Common Voice": Target([clips], read_clips_table, TABLE_PIECES, quick=60),
         **{
-            f"Kaldi's {name}": Target([content], kaldi_reader(name), TABLE_PIECES, quick=100)
+            f"Kaldi's {name}": Target([content], kaldi_reader(name), TABLE_PIECES, quick=60)
             for name, content in KALDI.items()
         },
-        "a.lab": Target([b"one two\n", b"0 100 one\n"], read_text_beside, TABLE_PIECES),
+        "a.lab": Target([b"one two\n", b"0 100 one\n"], read_text_beside, TABLE_PIECES, quick=60),
         "TIMIT's .TXT": Target([b"0 46797 She had your dark suit.\n"], read_sample, JSON_PIECES),
         "metrics.jsonl": Target([metrics], written("metrics.jsonl", read_metrics), JSON_PIECES),
         "config.json": Target(
