@@ -330,18 +330,18 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
         "containers": Target(containers(), read_audio_both_ways, quick=250),
         "manifest.jsonl": Target([jsonl], manifest_reader("jsonl"), JSON_PIECES, quick=1000),
         "manifest.csv": Target([csv], manifest_reader("csv"), JSON_PIECES, quick=1000),
-        "manifest.json": Target([jsonl, array], manifest_reader("json"), JSON_PIECES),
-        "manifest.tsv": Target([tsv], manifest_reader("tsv"), TABLE_PIECES),
-        "Common Voice": Target([clips], read_clips_table, TABLE_PIECES),
+        "manifest.json": Target([jsonl, array], manifest_reader("json"), JSON_PIECES, quick=100),
+        "manifest.tsv": Target([tsv], manifest_reader("tsv"), TABLE_PIECES, quick=100),
+        "Common Voice": Target([clips], read_clips_table, TABLE_PIECES, quick=60),
         **{
-            f"Kaldi's {name}": Target([content], kaldi_reader(name), TABLE_PIECES, quick=100)
+            f"Kaldi's {name}": Target([content], kaldi_reader(name), TABLE_PIECES, quick=60)
             for name, content in KALDI.items()
         },
         "metadata.csv": Target(
             [b'file_name,text\na.wav,"one, two"\nb.wav,three\n'], read_metadata, TABLE_PIECES, quick=100
         ),
         "dataset_dict.json": Target([b'{"splits": ["train"]}'], read_saved_names, JSON_PIECES, quick=60),
-        "a.lab": Target([b"one two\n", b"0 100 one\n"], read_text_beside, TABLE_PIECES),
+        "a.lab": Target([b"one two\n", b"0 100 one\n"], read_text_beside, TABLE_PIECES, quick=60),
         "TIMIT's .TXT": Target([b"0 46797 She had your dark suit.\n"], read_sample, JSON_PIECES),
         "metrics.jsonl": Target([metrics], written("metrics.jsonl", read_metrics), JSON_PIECES),
         "config.json": Target(

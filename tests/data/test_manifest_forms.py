@@ -44,6 +44,7 @@ def parts(folder: Path, **fields: Any) -> list[tuple]:
         ("csv", "audio_filepath\ttext\na.wav\tone\nb.wav\ttwo\n"),
         ("csv", "text|path\none|a.wav\ntwo|b.wav"),
         ("csv", '"file_name","transcription"\n"a.wav","one"\n\n"b.wav","two"\n'),
+        ("csv", 'path, text\na.wav, "one"\nb.wav, two\n,\n'),
         ("csv", "\ufefffile,sentence\ra.wav,one\rb.wav,two\r"),
         ("tsv", "path\tsentence\na.wav\tone\nb.wav\ttwo\n"),
         ("tsv", '"path"\t"sentence"\n"a.wav"\t"one"\n"b.wav"\t"two"\n'),
@@ -144,7 +145,7 @@ def test_splits(folder):
 
 
 def test_a_large_manifest_is_read_fast(folder):
-    lines = "".join(json.dumps(ROW | {"offset": n, "duration": 1}) + "\n" for n in range(20_000))
+    lines = "".join(json.dumps(ROW | {"offset": n, "duration": 1}) + "\n" for n in range(5_000))
     start = time.monotonic()
-    assert len(read(folder, lines)) == 20_000
-    assert time.monotonic() - start < 5
+    assert len(read(folder, lines)) == 5_000
+    assert time.monotonic() - start < 3

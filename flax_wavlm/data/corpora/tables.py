@@ -102,12 +102,13 @@ def _csv_rows(file: Path, text: str, delimiter: str, needed: Needed) -> Iterator
 
 
 def _rows(file: Path, text: str, delimiter: str, quoted: bool, needed: Needed) -> Iterator[Row]:
-    """Each row that is not blank. Fields that are empty are left out, but for a text."""
+    """Each row that is not empty. Fields that are empty are left out, but for a text."""
     reader = csv.reader(
         io.StringIO(text, newline=""),
         delimiter=delimiter,
         strict=True,
         quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+        skipinitialspace=delimiter != "\t",  # `a.wav, "one, two"`
     )
     kept = {name for names in needed if "text" in names for name in names}
     line = 1  # where the row begins
@@ -117,7 +118,7 @@ def _rows(file: Path, text: str, delimiter: str, quoted: bool, needed: Needed) -
         line = reader.line_num + 1
         for row in reader:
             where = f"{file}:{line}"
-            if row:
+            if any(row):  # spreadsheets leave rows of empty fields
                 _check_row(where, row, header, delimiter)
                 fields = zip(header, row, strict=True)
                 yield where, {name: value for name, value in fields if value or name in kept}
@@ -190,7 +191,7 @@ def _delimiter(text: str, needed: Needed) -> str:
 
 
 def _gives(header: str, delimiter: str, needed: Needed) -> bool:
-    columns = {name.strip('"') for name in header.split(delimiter)}
+    columns = {name.strip(' "') for name in header.split(delimiter)}
     return all(columns & set(names) for names in needed)
 
 
