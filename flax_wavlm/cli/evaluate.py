@@ -12,6 +12,14 @@ from absl import flags
 
 from flax_wavlm.cli.command import Command, Parsed
 
+TEXT_FLAGS = {
+    "preset": "The text rule: auto, timit, written or tokens.",
+    "case": "lower, upper, keep or auto.",
+    "remove": "Characters that are deleted.",
+    "keep": "Characters that stay.",
+    "language": "A code such as tr, where upper and lower case depend on it.",
+}
+
 
 def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
     flags.DEFINE_string("model", None, "The fine-tuned model: a folder or a hub id.", values)
@@ -30,6 +38,8 @@ def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
     flags.DEFINE_string("audio_column", "audio", "hub: the column of the audio.", values)
     flags.DEFINE_string("text_column", "text", "hub: the column of the text.", values)
     flags.DEFINE_string("hub_config", None, "hub: the data set's configuration.", values)
+    for name, meaning in TEXT_FLAGS.items():
+        flags.DEFINE_string(f"text_{name}", None, f"{meaning} Unset: the model's own.", values)
     flags.DEFINE_string("predictions", None, "File for id, reference and hypothesis as JSON lines.", values)
 
 
@@ -48,7 +58,8 @@ def _run(parsed: Parsed) -> None:
         text_column=values.text_column,
         hub_config=values.hub_config,
     )
-    recogniser = Recogniser.from_pretrained(values.model, dtype=values.dtype)
+    text = {name: values[f"text_{name}"].value for name in TEXT_FLAGS}
+    recogniser = Recogniser.from_pretrained(values.model, dtype=values.dtype, text=text)
     result = recogniser.evaluate(utterances, unusable, name=values.split, batch_size=values.batch_size)
     if values.predictions:
         write_predictions(Path(values.predictions), result.predictions)
@@ -70,6 +81,7 @@ EVALUATE = Command(
         "data.hub_config": "--hub_config",
         "batch_size": "--batch_size",
         "dtype": "--dtype",
+        **{f"text.{name}": f"--text_{name}" for name in TEXT_FLAGS},
         "split": "--split",
     },
 )

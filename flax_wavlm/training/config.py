@@ -15,6 +15,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from flax_wavlm.data.corpora.load import CORPORA
+from flax_wavlm.data.text import TextRule
 from flax_wavlm.errors import UserError, did_you_mean
 from flax_wavlm.files import read_json_object
 from flax_wavlm.models.compute import Compute
@@ -177,6 +178,7 @@ class TrainConfig:
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
         _check_model(self.model)
         _check_data(self.data)
+        TextRule(**dataclasses.asdict(self.text))
         _check_loop(self.train)
         _check_optim(self.optim)
         _require(

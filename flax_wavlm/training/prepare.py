@@ -48,7 +48,8 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Parts:
     utterances = load_utterances(config.data)
     origin = open_starting_point(
         config.model,
-        [utterance.text for utterance in utterances.train + utterances.test],
+        {"train": utterances.train, "test": utterances.test},
+        text=config.text,
         overrides=config.model_overrides(),
         tokenizer=config.data.tokenizer,
         reduction=config.train.ctc_loss_reduction,
