@@ -51,7 +51,7 @@ def get_config() -> TrainConfig:
             corpus="synthetic",
             path="runs/synthetic-speech",
             buckets=2,
-            synthetic=SyntheticSettings(train_clips=6000, test_clips=100),
+            synthetic=SyntheticSettings(train_clips=6000, dev_clips=100, test_clips=100),
         ),
         train=LoopSettings(batch_size=8, steps=1500, eval_batch_size=24, eval_every=500, log_every=100),
         optim=OptimSettings(learning_rate=2e-3, warmup_steps=100, weight_decay=0.005, beta2=0.98),

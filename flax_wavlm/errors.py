@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Final
 
 MOST_ITEMS = 10  # that a message lists; the others are counted
 MOST_CHARACTERS = 200  # that a message shows of one value
+
+_COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_ADVICE = re.compile(r"weights_only|pip3? install|conda install|trust_remote_code|huggingface-cli|hf auth")
 
 
 class _Absent:
@@ -68,7 +72,7 @@ class UserError(Exception):
             text += f", expected {self.expected}"
         if self.do:
             text += f"; {self.do}"
-        return f"{self.where}: {text}" if self.where else text
+        return f"{printable(self.where)}: {text}" if self.where else text
 
 
 class Preempted(Exception):
@@ -96,10 +100,13 @@ def cannot_write(path: str | Path, error: Exception, *, do: str = "") -> UserErr
 def reason(error: BaseException) -> str:
     """Why another library's call failed: the system's words, or the first line of the exception's.
 
-    The exception's type, where it says nothing.
+    Colour codes are left out, and so are sentences of advice, which is about that library and not about this
+    one. The exception's type, where nothing is left.
     """
-    said = getattr(error, "strerror", None) or str(error).strip()
-    return str(said).splitlines()[0] if said else type(error).__name__
+    said = str(getattr(error, "strerror", None) or str(error))
+    lines = _COLOUR.sub("", said).strip().splitlines() or [""]
+    sentences = [part for part in re.split(r"(?<=[.!?])\s+", lines[0]) if not _ADVICE.search(part)]
+    return " ".join(sentences) or type(error).__name__
 
 
 def did_you_mean(name: str, names: Iterable[str], *, cutoff: float = 0.6, prefix: str = "") -> str:
@@ -116,6 +123,22 @@ def some(items: Collection[Any], most: int = MOST_ITEMS) -> str:
     texts = [str(item) for _, item in zip(range(most), items, strict=False)]
     more = len(items) - len(texts)
     return ", ".join(texts) + (f" and {more:,} more" if more else "")
+
+
+# C0 and C1 controls (a terminal obeys them), separators of lines, what turns text around.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text on one line, with control characters and undecodable bytes of names escaped as Python does."""
+
+    def escaped(match: re.Match[str]) -> str:
+        code = ord(match[0])
+        if 0xDC80 <= code <= 0xDCFF:  # a byte of a name that is not UTF-8
+            return f"\\x{code - 0xDC00:02x}"
+        return match[0].encode("unicode_escape", "backslashreplace").decode("ascii")
+
+    return _UNPRINTABLE.sub(escaped, text)
 
 
 def shown(value: Any) -> str:

@@ -148,9 +148,12 @@ def local_folder(folder_or_hub_id: str | Path, patterns: Sequence[str]) -> Path:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a UTF-8 text file so that it is never seen half-written."""
+    """Writes a UTF-8 text file so that it is never seen half-written.
+
+    Half of a surrogate pair, as Python has for a name's undecodable bytes, is escaped as in JSON.
+    """
     with replaced(path) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import soundfile
 import transformers
 
 from flax_wavlm.recognition.recogniser import Recogniser
-from flax_wavlm.training.report.metrics import evaluations, read_metrics
+from flax_wavlm.training.report.metrics import final_test, read_metrics
 
 ROOT = Path(__file__).parent.parent
 OURS = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
@@ -43,7 +43,8 @@ def test_demo(tmp_path: Path, measured: Callable[[str], None]) -> None:
         env={name: value for name, value in os.environ.items() if name not in OURS},
     )
     seconds = time.perf_counter() - began
-    best = min(evaluations(read_metrics(tmp_path / "run/metrics.jsonl")), key=lambda row: row["wer"])
+    best = final_test(read_metrics(tmp_path / "run/metrics.jsonl"))  # dev chose it
+    assert best is not None
     measured(f"demo: WER {best['wer']:.4f}, {seconds:.0f} s from the command to the exported model")
     assert best["wer"] <= MAX_WER
     assert seconds <= 2 * MAX_SECONDS

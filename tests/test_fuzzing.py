@@ -4,6 +4,7 @@ Bytes of whole files are flipped, cut and inserted. Only two ends are allowed: a
 line.
 """
 
+import contextlib
 import io
 import json
 import random
@@ -18,12 +19,18 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from helpers.recordings import by_pyav, sweep
 from helpers.reference import tiny_reference
 
 from flax_wavlm import UserError, WavLMConfig
 from flax_wavlm.data.audio import duration_seconds, read_audio
+from flax_wavlm.data.corpora.common_voice import read_common_voice
+from flax_wavlm.data.corpora.folder import read_folder
+from flax_wavlm.data.corpora.hub import read_hub
+from flax_wavlm.data.corpora.kaldi import read_kaldi
 from flax_wavlm.data.corpora.manifest import read_manifest
 from flax_wavlm.data.corpora.timit import read_timit_sample
+from flax_wavlm.data.corpora.utterance import EmptySplit
 from flax_wavlm.data.preprocessor import Preprocessor
 from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.porting.pretrained import open_weights
@@ -137,6 +144,23 @@ def audio_files() -> list[bytes]:
     return files
 
 
+def containers() -> list[bytes]:
+    """Whole files in PyAV's containers, and each one's first bytes before random ones."""
+    kinds = (
+        ("mp4", "aac", 16_000),
+        ("mov", "pcm_s16le", 16_000),
+        ("webm", "libopus", 48_000),
+        ("adts", "aac", 16_000),
+        ("amr", "libopencore_amrnb", 8_000),
+        ("avi", "pcm_s16le", 16_000),
+        ("flv", "aac", 44_100),
+    )
+    files = [by_pyav(sweep(rate, 0.3), rate, container, codec) for container, codec, rate in kinds]
+    random_bytes = np.random.default_rng(0).bytes(2000)
+    lists = [b"ffconcat version 1.0\nfile 'clip.wav'\n", b"#EXTM3U\n#EXTINF:3,\nclip.wav\n"]
+    return [*files, *(file[:12] + random_bytes for file in files), *lists]
+
+
 def read_audio_both_ways(folder: Path, data: bytes) -> None:
     (folder / "clip.wav").write_bytes(data)
     for source in (folder / "clip.wav", data):
@@ -156,6 +180,74 @@ def manifest_reader(suffix: str) -> Callable[[Path, bytes], Any]:
         return read_manifest(folder, "train")
 
     return read
+
+
+TABLE_PIECES = (
+    *JSON_PIECES,
+    *(
+        b"\t",
+        b" ",
+        b"|",
+        b" |",
+        b"-",
+        b":12",
+        b".ark",
+        b"../",
+        b"\r\n",
+        b"\xff\xfe",
+        b'""',
+        b"\n\n",
+        b"a.wav",
+    ),
+)
+KALDI = {
+    "wav.scp": b"ra a.wav\nrb b.wav\n",
+    "text": b"u1 one two\nu2 three\n",
+    "segments": b"u1 ra 0 1.5\nu2 rb 1 -1\n",
+    "utt2spk": b"u1 anna\nu2 ben\n",
+}
+
+
+def kaldi_reader(name: str) -> Callable[[Path, bytes], Any]:
+    def read(folder: Path, data: bytes) -> Any:
+        for audio in ("a.wav", "b.wav"):
+            (folder / audio).touch()
+        for file, content in (KALDI | {name: data}).items():
+            if file == name or not (folder / file).exists():
+                (folder / file).write_bytes(content)
+        return read_kaldi(folder, "train")
+
+    return read
+
+
+def read_clips_table(folder: Path, data: bytes) -> Any:
+    (folder / "clips").mkdir(exist_ok=True)
+    for name in ("a.mp3", "b.mp3"):
+        (folder / "clips" / name).touch()
+    (folder / "train.tsv").write_bytes(data)
+    return read_common_voice(folder, "train")
+
+
+def read_metadata(folder: Path, data: bytes) -> Any:
+    for name in ("a.wav", "b.wav"):
+        (folder / name).touch()
+    (folder / "metadata.csv").write_bytes(data)
+    return read_hub(str(folder), "train")
+
+
+def read_saved_names(folder: Path, data: bytes) -> Any:
+    """The names of splits that `save_to_disk` wrote, each of which has no rows."""
+    (folder / "train").mkdir(exist_ok=True)
+    (folder / "train" / "state.json").write_text('{"_data_files": []}')
+    (folder / "dataset_dict.json").write_bytes(data)
+    with contextlib.suppress(EmptySplit):
+        read_hub(str(folder), "train")
+
+
+def read_text_beside(folder: Path, data: bytes) -> Any:
+    (folder / "a.wav").touch()
+    (folder / "a.lab").write_bytes(data)
+    return read_folder(folder, "train")
 
 
 def read_sample(folder: Path, data: bytes) -> Any:
@@ -227,11 +319,29 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
     rows.append({"audio_filepath": "b.wav", "text": "two"})
     jsonl = "\n".join(map(json.dumps, rows)).encode()
     csv = b'audio_filepath,text,duration,id\na.wav,"one, two",1.5,x\nb.wav,three,,y\n'
+    array = json.dumps(
+        [rows[0], {"path": "b.wav", "segments": [{"start": 0, "end": 1, "text": "t"}]}]
+    ).encode()
+    tsv = b'path\ttext\tstart\tend\na.wav\t"One," two\t0\t1.5\nb.wav\tthree\t1\t2\n'
+    clips = b"client_id\tpath\tsentence\ns\ta.mp3\tone\nt\tb\ttwo\n"
     metrics = b'{"step": 1, "split": "train", "loss": 2.5}\n{"step": 2, "split": "test", "wer": 0.5}\n'
     return {
         "audio": Target(audio_files(), read_audio_both_ways, quick=1500),
+        "containers": Target(containers(), read_audio_both_ways, quick=250),
         "manifest.jsonl": Target([jsonl], manifest_reader("jsonl"), JSON_PIECES, quick=1000),
         "manifest.csv": Target([csv], manifest_reader("csv"), JSON_PIECES, quick=1000),
+        "manifest.json": Target([jsonl, array], manifest_reader("json"), JSON_PIECES, quick=100),
+        "manifest.tsv": Target([tsv], manifest_reader("tsv"), TABLE_PIECES, quick=100),
+        "Common Voice": Target([clips], read_clips_table, TABLE_PIECES, quick=60),
+        **{
+            f"Kaldi's {name}": Target([content], kaldi_reader(name), TABLE_PIECES, quick=60)
+            for name, content in KALDI.items()
+        },
+        "metadata.csv": Target(
+            [b'file_name,text\na.wav,"one, two"\nb.wav,three\n'], read_metadata, TABLE_PIECES, quick=100
+        ),
+        "dataset_dict.json": Target([b'{"splits": ["train"]}'], read_saved_names, JSON_PIECES, quick=60),
+        "a.lab": Target([b"one two\n", b"0 100 one\n"], read_text_beside, TABLE_PIECES, quick=60),
         "TIMIT's .TXT": Target([b"0 46797 She had your dark suit.\n"], read_sample, JSON_PIECES),
         "metrics.jsonl": Target([metrics], written("metrics.jsonl", read_metrics), JSON_PIECES),
         "config.json": Target(
@@ -251,8 +361,16 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
 
 NAMES = (
     "audio",
+    "containers",
     "manifest.jsonl",
     "manifest.csv",
+    "manifest.json",
+    "manifest.tsv",
+    "Common Voice",
+    *(f"Kaldi's {name}" for name in KALDI),
+    "metadata.csv",
+    "dataset_dict.json",
+    "a.lab",
     "TIMIT's .TXT",
     "metrics.jsonl",
     "config.json",
@@ -273,6 +391,55 @@ def test_damage_ends_in_our_own_error(
     ends = fuzz(name, targets[name], tmp_path, seed=0, executions=targets[name].quick)
     assert ends["UserError"] > 0.3 * ends.total()  # the damage does something
     assert "Traceback" not in capfd.readouterr().err  # nor does soundfile's callback print one
+
+
+WORDS = (
+    "model",
+    "module",
+    "_orig_mod",
+    "net",
+    "0",
+    "wavlm",
+    "encoder",
+    "layers",
+    "state_dict",
+    "é",
+    "",
+    "a.b",
+)
+
+
+def wrapped(state: dict[str, torch.Tensor], rng: random.Random) -> Any:
+    """The state dict under a random prefix, in random dicts, beside random other things."""
+    prefix = "".join(f"{rng.choice(WORDS)}." for _ in range(rng.randrange(5)))
+    content: Any = {f"{prefix}{name}": tensor for name, tensor in state.items()}
+    for _ in range(rng.randrange(4)):
+        beside: dict[Any, Any] = {
+            f"{rng.choice(WORDS)}.{rng.choice(WORDS)}": rng.choice([torch.ones(2), 3, None, [torch.ones(1)]])
+            for _ in range(rng.randrange(3))
+        }
+        content = {**beside, rng.choice(WORDS): content, "optimizer": {"state": {0: {"step": 1}}}, 7: 7}
+    return content
+
+
+@pytest.mark.parametrize(
+    "executions", [40, pytest.param(2000, marks=pytest.mark.chaos)], ids=["some", "many"]
+)
+def test_random_wrappers_change_nothing(executions: int, targets: dict[str, Target], tmp_path: Path) -> None:
+    """Every tensor is found, whatever stands around it; or the error is one line, where a part is missing."""
+    state = torch.load(io.BytesIO(targets["pickle"].seeds[0]), weights_only=True)
+    rng = random.Random(0)
+    for _ in range(executions):
+        torch.save(wrapped(state, rng), tmp_path / "weights.ckpt")
+        tensors = open_weights(tmp_path / "weights.ckpt").tensors
+        assert set(tensors) == set(state)
+        assert all(np.array_equal(tensors[name].read(), state[name].numpy()) for name in state)
+        torn = {name: state[name] for name in rng.sample(sorted(state), rng.randrange(len(state)))}
+        torch.save(wrapped(torn, rng), tmp_path / "weights.ckpt")
+        try:
+            open_weights(tmp_path / "weights.ckpt")
+        except UserError as error:
+            assert "\n" not in str(error)  # noqa: PT017 - either end is right
 
 
 @pytest.mark.chaos

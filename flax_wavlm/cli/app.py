@@ -7,6 +7,7 @@ imports jax, so that help is there at once and a wrong flag is refused at once.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -28,7 +29,7 @@ from flax_wavlm.cli.huge_pages import restart_with_huge_pages
 from flax_wavlm.cli.names import in_flags, text_in_flags
 from flax_wavlm.cli.train import TRAIN
 from flax_wavlm.cli.transcribe import TRANSCRIBE
-from flax_wavlm.errors import Preempted, UserError, did_you_mean, reason
+from flax_wavlm.errors import Preempted, UserError, did_you_mean, printable, reason
 
 COMMANDS = {command.name: command for command in (TRAIN, EVALUATE, TRANSCRIBE, CONVERT, EXPORT)}
 
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     `arguments` are those of the process by default: a command's name, then its own arguments.
     """
+    _escape_what_the_console_lacks()
     name, *given = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ASKED:
         print(overview(COMMANDS.values()))
@@ -99,8 +101,15 @@ def asks_for_help(given: Sequence[str]) -> bool:
 
 def _say(message: str, status: int) -> int:
     """Prints a message as one line of standard error; the status comes back."""
-    print(" ".join(message.splitlines()), file=sys.stderr)
+    print(printable(" ".join(message.splitlines())), file=sys.stderr)
     return status
+
+
+def _escape_what_the_console_lacks() -> None:
+    """Characters that a console's encoding does not have are printed as escapes; they are no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _processes() -> Any:
@@ -143,7 +152,7 @@ class _Messages(logging.Formatter):
         self._fields = fields
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = "\n".join(map(printable, super().format(record).split("\n")))
         return text_in_flags(text, self._fields) if record.levelno >= logging.WARNING else text
 
 

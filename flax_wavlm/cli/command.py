@@ -47,6 +47,9 @@ def parse_flags(command: Command, given: Sequence[str]) -> Parsed:
     return Parsed(values, arguments)
 
 
+CHANNEL_HELP = "Of recordings with several: auto, mean, left, right, or a number from 0."
+
+
 @dataclass(frozen=True)
 class Command:
     """A command of `flax-wavlm`. Its module's docstring is its page of help.

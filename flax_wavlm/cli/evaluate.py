@@ -10,12 +10,13 @@ from pathlib import Path
 
 from absl import flags
 
-from flax_wavlm.cli.command import Command, Parsed
+from flax_wavlm.cli.command import CHANNEL_HELP, Command, Parsed
+from flax_wavlm.data.corpora.load import CORPORA
 
 
 def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
     flags.DEFINE_string("model", None, "The fine-tuned model: a folder or a hub id.", values)
-    flags.DEFINE_string("corpus", None, "timit, timit_sample, manifest, hub or synthetic.", values)
+    flags.DEFINE_string("corpus", None, f"One of {', '.join(CORPORA)}.", values)
     flags.DEFINE_string("data", "", "The corpus's folder, or the data set's hub id.", values)
     flags.DEFINE_string("split", "test", "The split to evaluate on.", values)
     flags.DEFINE_integer("batch_size", 8, "Clips at a time, a multiple of the devices.", flag_values=values)
@@ -27,9 +28,10 @@ def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
         flag_values=values,
     )
     flags.DEFINE_list("held_out_speakers", [], "timit_sample: the test split's, with commas.", values)
-    flags.DEFINE_string("audio_column", "audio", "hub: the column of the audio.", values)
-    flags.DEFINE_string("text_column", "text", "hub: the column of the text.", values)
+    flags.DEFINE_string("audio_column", "", "hub: the column of the audio; empty: found.", values)
+    flags.DEFINE_string("text_column", "", "hub: the column of the text; empty: found.", values)
     flags.DEFINE_string("hub_config", None, "hub: the data set's configuration.", values)
+    flags.DEFINE_string("channel", "auto", CHANNEL_HELP, values)
     flags.DEFINE_string("predictions", None, "File for id, reference and hypothesis as JSON lines.", values)
 
 
@@ -49,7 +51,9 @@ def _run(parsed: Parsed) -> None:
         hub_config=values.hub_config,
     )
     recogniser = Recogniser.from_pretrained(values.model, dtype=values.dtype)
-    result = recogniser.evaluate(utterances, unusable, name=values.split, batch_size=values.batch_size)
+    result = recogniser.evaluate(
+        utterances, unusable, name=values.split, batch_size=values.batch_size, channel=values.channel
+    )
     if values.predictions:
         write_predictions(Path(values.predictions), result.predictions)
     print(f"{figures_line(result.figures, recogniser.task.scoring)}  {result.figures['skipped']} skipped")
@@ -68,6 +72,7 @@ EVALUATE = Command(
         "data.audio_column": "--audio_column",
         "data.text_column": "--text_column",
         "data.hub_config": "--hub_config",
+        "data.channel": "--channel",
         "batch_size": "--batch_size",
         "dtype": "--dtype",
         "split": "--split",

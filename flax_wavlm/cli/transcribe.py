@@ -2,6 +2,7 @@
 
 flax-wavlm transcribe --model FOLDER_OR_HUB_ID [--batch_size 8] [--dtype bfloat16] FILE...
 
+Tabs, line ends and control characters in names and texts are escaped, so that a line is a file.
 A file that cannot be read is named on standard error and the others are transcribed; the exit status is
 then 2. In a checkout, `python scripts/transcribe.py` is the same command.
 """
@@ -11,9 +12,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from flax_wavlm.cli.command import Command, Parsed
+from flax_wavlm.cli.command import CHANNEL_HELP, Command, Parsed
 from flax_wavlm.cli.names import in_flags
-from flax_wavlm.errors import UserError
+from flax_wavlm.errors import UserError, printable
 
 
 def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
@@ -26,6 +27,7 @@ def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
         "Type of matrix products.",
         flag_values=values,
     )
+    flags.DEFINE_string("channel", "auto", CHANNEL_HELP, values)
     flags.DEFINE_float("max_seconds", 60.0, "A longer file is an error.", flag_values=values)
 
 
@@ -36,12 +38,12 @@ def _run(parsed: Parsed) -> None:
     recogniser = Recogniser.from_pretrained(values.model, dtype=values.dtype)
     failures = 0
     for file, text, error in recogniser.transcribe_files(
-        files, batch_size=values.batch_size, max_seconds=values.max_seconds
+        files, batch_size=values.batch_size, max_seconds=values.max_seconds, channel=values.channel
     ):
         if error is None:
-            print(f"{file}\t{text}")
+            print(f"{printable(str(file))}\t{printable(text)}")
         else:
-            print(f"error: {in_flags(error, TRANSCRIBE.fields)}", file=sys.stderr)
+            print(printable(f"error: {in_flags(error, TRANSCRIBE.fields)}"), file=sys.stderr)
             failures += 1
     if failures:
         raise UserError(f"{failures} of {len(files)} files could not be transcribed")
@@ -54,6 +56,11 @@ TRANSCRIBE = Command(
     run=_run,
     arguments="FILE...",
     required=("model",),
-    fields={"batch_size": "--batch_size", "dtype": "--dtype", "max_seconds": "--max_seconds"},
+    fields={
+        "data.channel": "--channel",
+        "batch_size": "--batch_size",
+        "dtype": "--dtype",
+        "max_seconds": "--max_seconds",
+    },
     results_on_stdout=True,
 )

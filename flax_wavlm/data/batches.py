@@ -37,12 +37,12 @@ import numpy as np
 
 from flax_wavlm.data.clips import Clip
 from flax_wavlm.data.preprocessor import full_scale
+from flax_wavlm.data.weights import FILLER, clips_per_epoch, draw_epoch, spread_copies
 from flax_wavlm.errors import UserError
 
 log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
-FILLER = -1  # stands where a clip's index would
 
 
 class Plan(NamedTuple):
@@ -121,6 +121,15 @@ def _sample_type(clips: Sequence[Clip]) -> type[np.generic]:
     return np.int16 if all(clip.samples.dtype == np.int16 for clip in clips) else np.float32
 
 
+def _checked_weights(weights: Sequence[float], clips: int) -> np.ndarray:
+    checked = np.asarray(weights, np.float64)
+    if checked.shape != (clips,) or not np.all((checked > 0) & np.isfinite(checked)):
+        raise UserError(
+            field="data.weights", found=list(weights), expected="numbers above 0, one for each of the clips"
+        )
+    return checked
+
+
 class _Shape(NamedTuple):
     """Properties that all batches of a data set share."""
 
@@ -185,6 +194,7 @@ class Batches:
         seed: 0 or more.
         do_normalize: the model's `Preprocessor.do_normalize`.
         process_index, process_count: which process this is, of how many.
+        weights: how often an epoch has each clip [n], see `flax_wavlm.data.weights`; None: once.
     """
 
     def __init__(
@@ -198,6 +208,7 @@ class Batches:
         do_normalize: bool,
         process_index: int = 0,
         process_count: int = 1,
+        weights: Sequence[float] | None = None,
     ):
         if seed < 0:
             raise UserError(field="seed", found=seed, expected="0 or more")
@@ -208,6 +219,7 @@ class Batches:
         self.steps = steps
         self.seed = seed
         self.do_normalize = do_normalize
+        self.weights = None if weights is None else _checked_weights(weights, len(clips))
         self.features: Features | None = None  # where set, batches have these and no samples
         self._own_rows = _own_rows(batch_size, process_index, process_count)
         self._shape = _Shape(_label_width(clips), _sample_type(clips), do_normalize)
@@ -215,11 +227,17 @@ class Batches:
         self.plan = functools.lru_cache(maxsize=2)(self._plan)
 
     def _plan(self, epoch: int) -> Plan:
-        return plan_epoch(self.lengths, self.batch_size, self.buckets, seed=self.seed, epoch=epoch)
+        if self.weights is None:
+            return plan_epoch(self.lengths, self.batch_size, self.buckets, seed=self.seed, epoch=epoch)
+        drawn = draw_epoch(self.weights, seed=self.seed, epoch=epoch)
+        plan = plan_epoch(self.lengths[drawn], self.batch_size, self.buckets, seed=self.seed, epoch=epoch)
+        rows = np.where(plan.rows == FILLER, FILLER, drawn[plan.rows]).astype(np.int32)
+        return plan._replace(rows=spread_copies(rows, plan.samples, self.lengths))
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self.clips) // self.batch_size)
+        clips = len(self.clips) if self.weights is None else clips_per_epoch(self.weights)
+        return -(-clips // self.batch_size)
 
     def __len__(self) -> int:
         return self.steps

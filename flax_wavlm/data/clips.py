@@ -4,23 +4,25 @@ N  samples of a clip at 16 kHz      L  labels of a clip
 """
 
 import functools
+import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from flax_wavlm.data.audio import read_audio
+from flax_wavlm.data.audio import OutsideFile, Part, read_parts, tolerance
 from flax_wavlm.data.cache import cached, file_identity
+from flax_wavlm.data.channels import Mono
 from flax_wavlm.data.corpora.utterance import Skipped, Utterance
 from flax_wavlm.data.preprocessor import mean_and_scale
 from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.data.targets import Targets
-from flax_wavlm.errors import UserError
+from flax_wavlm.errors import UserError, printable
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ def usable_clips(
     drop_infeasible: bool = True,
     threads: int | None = None,
     cache: Path | None = None,
+    channel: str = "auto",
 ) -> tuple[list[Clip], list[Skipped]]:
     """Decodes every utterance once, in parallel, and keeps the order.
 
@@ -68,12 +71,13 @@ def usable_clips(
             other, and the loss masks those whose labels do not fit.
         threads: None = what `ThreadPoolExecutor` chooses.
         cache: the folder to keep decoded audio in, see `decode_audio`; None = in memory.
+        channel: of recordings with several, see `read_audio`.
     Returns:
         The clips, and each clip that cannot be used with its reason, "kind: details".
     Raises:
         UserError: no clip is left.
     """
-    audio = decode_audio(utterances, threads=threads, cache=cache, name=name)
+    audio = decode_audio(utterances, threads=threads, cache=cache, name=name, channel=channel)
     judged = [
         _judge(utterance, samples, tokenizer, frame_count, max_seconds, drop_infeasible)
         for utterance, samples in zip(utterances, audio, strict=True)
@@ -104,8 +108,12 @@ def _judge(
         labels = np.asarray(tokenizer.encode(text), np.int32)
     except UserError as error:
         return Skipped(utterance.id, f"unusable text: {error}")
+    if isinstance(samples, OutsideFile):
+        return Skipped(utterance.id, f"part outside the file: {samples}")
     if isinstance(samples, UserError):
         return Skipped(utterance.id, f"unreadable audio: {samples}")
+    if reason := _contradicted(utterance, len(samples) / SAMPLE_RATE):
+        return Skipped(utterance.id, reason)
     if len(samples) >= (math.inf if max_seconds is None else max_seconds * SAMPLE_RATE):
         seconds = len(samples) / SAMPLE_RATE
         return Skipped(utterance.id, f"too long: {seconds:.2f} s, must be under {max_seconds:g} s")
@@ -116,6 +124,18 @@ def _judge(
     if drop_infeasible and (reason := unlearnable(clip, tokenizer, frames)):
         return Skipped(utterance.id, reason)
     return clip
+
+
+def _contradicted(utterance: Utterance, seconds: float) -> str:
+    """Why the stated duration cannot be that of the decoded audio; "" where it can."""
+    stated = utterance.duration
+    if stated is None or abs(stated - seconds) <= tolerance(stated):
+        return ""
+    there = "in the part" if utterance.start is not None or utterance.end is not None else "in the file"
+    return (
+        f"stated duration: {stated:.2f} s stated, {seconds:.2f} s {there}, so the text may be a part's; "
+        "give its start and end, or correct the duration"
+    )
 
 
 def unlearnable(clip: Clip, tokenizer: Targets, frames: int) -> str:
@@ -141,44 +161,100 @@ def min_ctc_frames(labels: np.ndarray) -> int:
 
 
 def decode_audio(
-    utterances: Sequence[Utterance], *, threads: int | None, cache: Path | None, name: str
+    utterances: Sequence[Utterance],
+    *,
+    threads: int | None,
+    cache: Path | None,
+    name: str,
+    channel: str = "auto",
 ) -> Iterable[np.ndarray | UserError]:
     """Each utterance's samples as `read_audio` gives them, or the reason why there are none, in order.
 
+    Utterances that are parts of one file are decoded together, from one opening of it. Decisions about
+    channels are gathered into a warning at the end.
+
     With a `cache`, samples are kept there in the type that they have (int16, or float32 where the file is not
-    16-bit PCM at 16 kHz), under a name that changes with any file's name, size or time of change. A file that
-    could not be read is tried again every time. Utterances whose audio is not a file (a dataset of the hub)
-    are not cached, because nothing tells reliably that they are the same ones.
+    16-bit PCM at 16 kHz), under a name that changes with the parts, with `channel`, and with any file's name,
+    size or time of change. A file that could not be read is tried again every time. Utterances whose audio is
+    not a file (a dataset of the hub) are not cached, because nothing tells reliably that they are the same
+    ones.
     """
-
-    def decode(utterance: Utterance) -> np.ndarray | UserError:
-        try:
-            if isinstance(utterance.audio, Path):
-                return read_audio(utterance.audio)
-            return read_audio(utterance.audio(), utterance.id)
-        except UserError as error:
-            return error
-
-    def decode_all() -> Iterator[np.ndarray | UserError]:
-        with ThreadPoolExecutor(threads) as pool:
-            yield from pool.map(decode, utterances)
-
     if cache is None:
-        return decode_all()
+        return _samples(name, utterances, _decode_all(utterances, threads, channel))
     files = [utterance.audio for utterance in utterances if isinstance(utterance.audio, Path)]
     if len(files) < len(utterances):
         log.info("%s: decoded in memory, since its audio is not in files of its own", name)
-        return decode_all()
-    kept = cached(
-        cache,
-        name,
-        ["read_audio", SAMPLE_RATE, soundfile.__libsndfile_version__, *map(file_identity, files)],
-        lambda: (None if isinstance(samples, UserError) else samples for samples in decode_all()),
-    )
-    return (
-        decode(utterance) if samples is None else samples
-        for utterance, samples in zip(utterances, kept, strict=True)
-    )
+        return _samples(name, utterances, _decode_all(utterances, threads, channel))
+
+    def make() -> Iterator[np.ndarray | None]:
+        notes = []
+        for found in _decode_all(utterances, threads, channel):
+            notes.append(found.note if isinstance(found, Mono) else "")
+            yield found.samples if isinstance(found, Mono) else None
+        yield np.frombuffer(json.dumps(notes).encode(), np.uint8)
+
+    libraries = [soundfile.__libsndfile_version__]
+    parts = [[utterance.start, utterance.end] for utterance in utterances]
+    depends_on = ["read_parts", SAMPLE_RATE, libraries, channel, parts, *map(file_identity, files)]
+    *kept, notes = cached(cache, name, depends_on, make)
+    assert notes is not None
+    return _samples(name, utterances, _from_cache(utterances, kept, json.loads(notes.tobytes()), channel))
+
+
+def _from_cache(
+    utterances: Sequence[Utterance],
+    kept: Sequence[np.ndarray | None],
+    notes: Sequence[str],
+    channel: str,
+) -> Iterator[Mono | UserError]:
+    for utterance, samples, note in zip(utterances, kept, notes, strict=True):
+        yield _decode([utterance], channel)[0] if samples is None else Mono(samples, note)
+
+
+def _samples(
+    name: str, utterances: Sequence[Utterance], decoded: Iterator[Mono | UserError]
+) -> Iterator[np.ndarray | UserError]:
+    """The samples alone; the notes are in the log at the end."""
+    notes = []
+    for utterance, found in zip(utterances, decoded, strict=True):
+        if isinstance(found, Mono) and found.note:
+            notes.append(Skipped(utterance.id, found.note))
+        yield found.samples if isinstance(found, Mono) else found
+    if notes:
+        log.warning("%s: %s", name, describe_skipped(notes, verb="decided for"))
+
+
+def _decode_all(
+    utterances: Sequence[Utterance], threads: int | None, channel: str
+) -> Iterator[Mono | UserError]:
+    """What `_decode` gives of every utterance, in order; those of one file together."""
+    together: dict[Path | int, list[int]] = {}
+    for i, utterance in enumerate(utterances):
+        together.setdefault(utterance.audio if isinstance(utterance.audio, Path) else i, []).append(i)
+    place = {i: (n, at) for n, group in enumerate(together.values()) for at, i in enumerate(group)}
+    with ThreadPoolExecutor(threads) as pool:
+        groups = [
+            pool.submit(_decode, [utterances[i] for i in group], channel) for group in together.values()
+        ]
+        left = [len(group) for group in together.values()]
+        for i in range(len(utterances)):
+            n, at = place[i]
+            yield groups[n].result()[at]
+            left[n] -= 1
+            if not left[n]:
+                groups[n] = Future()  # lets go of the samples
+
+
+def _decode(utterances: Sequence[Utterance], channel: str) -> list[Mono | UserError]:
+    """The audio of utterances that are parts of one recording."""
+    first = utterances[0]
+    parts = [Part(utterance.start, utterance.end) for utterance in utterances]
+    try:
+        if isinstance(first.audio, Path):
+            return read_parts(first.audio, parts, channel=channel)
+        return read_parts(first.audio(), parts, first.id, channel=channel)
+    except UserError as error:
+        return [error] * len(utterances)
 
 
 def _report(
@@ -222,9 +298,9 @@ def describe_skipped(skipped: Sequence[Skipped], examples: int = 3, verb: str = 
         kinds.setdefault(clip.reason.partition(":")[0], []).append(clip)
     lines = []
     for kind, clips in sorted(kinds.items(), key=lambda item: -len(item[1])):
-        shown = ", ".join(clip.id for clip in clips[:examples])
+        shown = ", ".join(printable(clip.id) for clip in clips[:examples])
         more = ", ..." if len(clips) > examples else ""
         details = clips[0].reason.partition(":")[2]
-        first = f" (the first:{details})" if details else ""
+        first = f" (the first:{printable(details)})" if details else ""
         lines.append(f"{verb} {len(clips):,} - {kind}: {shown}{more}{first}")
     return "\n".join(lines)

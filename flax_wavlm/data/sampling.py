@@ -1,3 +1,4 @@
-"""The sample rate that every part but the reading of files works at; here, as that needs no audio package."""
+"""Every clip's sample rate, and how a recording's channels are chosen."""
 
-SAMPLE_RATE = 16_000  # Hz
+SAMPLE_RATE = 16_000  # Hz, of everything after decoding
+CHANNELS = ("auto", "mean", "left", "right")  # or a channel's number, from 0

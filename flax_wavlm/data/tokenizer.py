@@ -6,7 +6,9 @@ blank is the tokenizer's pad token, as in transformers' Wav2Vec2CTCTokenizer and
 
 from __future__ import annotations
 
+import copy
 import json
+import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -20,6 +22,8 @@ from flax_wavlm.files import exists, local_folder, read_json_object
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2CTCTokenizer
+
+log = logging.getLogger(__name__)
 
 WORD_DELIMITER = "|"
 UNKNOWN = "[UNK]"
@@ -61,7 +65,8 @@ class CTCTokenizer:
 
     Attributes:
         blank_id: the CTC blank, which is the pad token's id.
-        size: width of the CTC head: every id of the vocabulary and of the added tokens (<s>, </s>).
+        size: width of the CTC head: every id of the vocabulary and of the added tokens (<s>, </s>), unless
+            `for_head` says otherwise.
         special_ids: ids that stand for no character: pad, unknown, begin and end of sentence. The word
             delimiter stands for a space and is not among them.
     """
@@ -83,7 +88,7 @@ class CTCTokenizer:
                     expected=f"it among the {len(tokenizer.encoder)} tokens there",
                     do="name the right one in tokenizer_config.json",
                 )
-        self.size = len(tokenizer)
+        self.size, self._source = len(tokenizer), source
         ids = Counter(tokenizer.get_vocab().values())
         if wrong := sorted((set(range(self.size)) ^ set(ids)) | {id for id in ids if ids[id] > 1}):
             raise UserError(
@@ -153,6 +158,50 @@ class CTCTokenizer:
             ) from error
         return cls(tokenizer, source=str(folder))
 
+    def for_head(self, outputs: int, *, head: str, do: str) -> CTCTokenizer:
+        """The tokenizer for a CTC head of `outputs` columns; `size` is then that.
+
+        As in transformers, the head may be as wide as vocab.json, without the special tokens that are added
+        behind it (<s>, </s>), and wider by padding, which is written as the unknown token. The log says the
+        latter. A head that lacks but one of two added tokens was trained with another vocabulary.
+
+        Args:
+            outputs: the head's width.
+            head: whose head it is; for messages.
+            do: what to do where they do not fit; for the error.
+        Raises:
+            UserError: another token has no output.
+        """
+        beyond_head = range(outputs, len(self._tokenizer))
+        added = outputs == len(self._tokenizer.encoder) and set(beyond_head) <= set(
+            self._tokenizer.all_special_ids
+        )
+        silent = [] if added else list(beyond_head)
+        if silent or (outputs > len(self._tokenizer) and self._tokenizer.unk_token is None):
+            missing = f", and none of them is for {some([shown(self.token(id)) for id in silent])}"
+            raise UserError(
+                f"the tokenizer has {len(self._tokenizer)} tokens",
+                where=self._source,
+                expected=f"the {outputs} of the CTC head ({head} has {outputs} outputs"
+                f"{missing if silent else ', and the tokenizer has no unknown token'})",
+                do=do,
+            )
+        if outputs > len(self._tokenizer):
+            log.warning(
+                "%s: its CTC head has %d outputs, and the tokenizer %d tokens: the outputs beyond them are "
+                "written as %s, as in transformers; if the tokenizer is another model's, %s",
+                head,
+                outputs,
+                len(self._tokenizer),
+                self._tokenizer.unk_token,
+                do,
+            )
+        fitted = copy.copy(self)
+        fitted.size = outputs
+        beyond = range(len(self._tokenizer), outputs)
+        fitted.special_ids = frozenset(id for id in {*self.special_ids, *beyond} if id < outputs)
+        return fitted
+
     def normalise(self, text: str) -> str:
         """The recipe's `normalise`, then upper case where the vocabulary has no lower-case letters."""
         text = normalise(text)
@@ -168,6 +217,11 @@ class CTCTokenizer:
                 f"text {shown(text)} has characters outside the vocabulary, "
                 f"{some(sorted(self.unknown_characters(text)))}, and the tokenizer has no unknown token",
                 do="remove them, or name an unk_token in tokenizer_config.json",
+            )
+        if silent := {self.token(id) for id in ids if id >= self.size}:
+            raise UserError(
+                f"text {shown(text)} needs {some(sorted(silent))}, for which the CTC head has no output",
+                do="remove characters that vocab.json lacks, or start a new head",
             )
         if self.blank_id in ids:
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,38 @@ from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.porting.table import HEAD
 
 Shapes = Mapping[str, tuple[int, ...]]  # by Hugging Face's names
+
+
+def cfg_of_fairseq(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The settings of the encoder in a checkpoint of Microsoft's or of fairseq's; None where there are none.
+
+    Microsoft's `cfg` is flat. In a fine-tuned model's (`cfg`, or `args` before) the settings of the model
+    that it was begun with are nested, and elsewhere it says whether the input is normalised.
+    """
+    flat = content.get("cfg")
+    if isinstance(flat, Mapping) and {"conv_feature_layers", "encoder_layers"} & flat.keys():
+        return flat
+    around = [_mapping(content.get(name)) for name in ("cfg", "args")]
+    every = [found for root in around if root is not None for found in _nested(root, 6)]
+    cfg = next((found for found in every if {"conv_feature_layers", "gru_rel_pos"} <= found.keys()), None)
+    normalize = next((found["normalize"] for found in every if "normalize" in found), None)
+    return cfg if cfg is None or normalize is None else {"normalize": normalize, **cfg}
+
+
+def _mapping(value: Any) -> Mapping[str, Any] | None:
+    if isinstance(value, argparse.Namespace):
+        return vars(value)
+    return value if isinstance(value, Mapping) else None
+
+
+def _nested(root: Mapping[str, Any], depth: int) -> list[Mapping[str, Any]]:
+    """The mapping and those within it, the outer ones first."""
+    found, level = [root], [root]
+    for _ in range(depth):
+        level = [m for outer in level for value in outer.values() if (m := _mapping(value)) is not None]
+        level = [m for m in level if all(m is not known for known in found)][:100]
+        found += level
+    return found
 
 
 def config_of_microsoft(path: Path, cfg: Any) -> tuple[WavLMConfig, bool]:

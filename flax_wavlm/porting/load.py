@@ -15,7 +15,7 @@ from flax_wavlm.errors import UserError, some
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.heads import WavLMForCTC, structure
 from flax_wavlm.models.parameters import Params, flatten, merge, split
-from flax_wavlm.porting.pretrained import TORCHAUDIO, PretrainedWeights, open_weights
+from flax_wavlm.porting.pretrained import PretrainedWeights, open_weights
 from flax_wavlm.porting.table import HEAD, MASK_EMBEDDING, Entry, has_mask_embedding, table
 
 log = logging.getLogger(__name__)
@@ -43,13 +43,13 @@ def load_model(
         seed: for what is initialised at random.
     Raises:
         UserError: with the tensors that have no place, those that are missing, and those of a wrong shape.
-            Only a CTC head may be missing (and the mask embedding, which torchaudio's files do not have). It
-            is initialised at random, and the log says so.
+            Only the CTC head and the mask embedding may be missing. They are initialised at random, and the
+            log says so.
     """
     weights = source if isinstance(source, PretrainedWeights) else open_weights(source)
     config = weights.config.replace(**dict(overrides or {}))
     entries = table(config)
-    fresh = _fresh_names(weights, config, fresh_head)
+    fresh = _fresh_names(weights, fresh_head)
     _check(weights, entries, fresh)
     _announce(weights, config, fresh)
 
@@ -73,12 +73,10 @@ def load_model(
     return merge(graphdef, loaded)
 
 
-def _fresh_names(weights: PretrainedWeights, config: WavLMConfig, fresh_head: bool) -> set[str]:
+def _fresh_names(weights: PretrainedWeights, fresh_head: bool) -> set[str]:
     """The tensors that are to be initialised here, because they may be absent and are."""
     fresh = set(HEAD) if fresh_head or not weights.has_head else set()
-    if MASK_EMBEDDING not in weights.tensors and (
-        not has_mask_embedding(weights.config) or weights.kind == TORCHAUDIO
-    ):
+    if MASK_EMBEDDING not in weights.tensors:
         fresh.add(MASK_EMBEDDING)
     return fresh
 

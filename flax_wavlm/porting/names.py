@@ -44,15 +44,29 @@ SPELLINGS = tuple(
 JOINT = re.compile(r"(.*\.attention)\.attention\.in_proj_(weight|bias)")  # torchaudio's q, k and v in one
 
 
+# What wrappers put anywhere into a name: DistributedDataParallel, torch.compile, FSDP, checkpointing.
+WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+
+
 def canonical_names(spelled: str) -> list[str]:
     """Hugging Face's name in WavLMForCTC for any known spelling; three names for a joint q, k, v projection.
 
     An unknown name comes back nearly as it was spelled, and the table has no place for it.
     """
-    name = spelled.removeprefix("wavlm.")
+    return names_in_wavlm(spelled.removeprefix("wavlm."))
+
+
+def names_in_wavlm(spelled: str) -> list[str]:
+    """`canonical_names` of a name inside the WavLM itself, or of its head: one without a prefix."""
+    name = spelled
     for pattern, replacement in SPELLINGS:
         name = pattern.sub(replacement, name)
     if not name.startswith("lm_head."):
         name = f"wavlm.{name}"
     joint = JOINT.fullmatch(name)
     return [f"{joint[1]}.{part}_proj.{joint[2]}" for part in "qkv"] if joint else [name]
+
+
+def unwrapped(spelled: str) -> str:
+    """The name without the components that wrappers put into it."""
+    return ".".join(part for part in spelled.split(".") if part not in WRAPPERS)

@@ -69,7 +69,7 @@ def verify(conversion: Conversion, clip: np.ndarray | None = None) -> list[Check
     checks.append(
         _compare(f"logits beside transformers' of {folder}", logits, theirs(input_values, "logits"))
     )
-    if Path(weights.source).is_dir():
+    if Path(weights.source).is_dir() and weights.prefix in ("", "wavlm."):  # transformers takes no other
         theirs = _reference(WavLMModel, Path(weights.source))
         reference = theirs(input_values, "last_hidden_state")
         checks.append(_compare(f"hidden states beside transformers' of {weights.source}", hidden, reference))
@@ -151,7 +151,8 @@ def _reference(model_class: Any, folder: Path) -> Any:
                 f"{reason(error)}), so there is nothing to compare with",
                 where=folder,
             ) from error
-    if missing := sorted(loading["missing_keys"]):
+    # A mask embedding may be missing: what is compared here masks nothing.
+    if missing := sorted(name for name in loading["missing_keys"] if not MASK_EMBEDDING.endswith(name)):
         raise UserError(
             f"transformers' {model_class.__name__} misses {len(missing)} tensors there: {some(missing)}",
             where=folder,

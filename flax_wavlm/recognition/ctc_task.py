@@ -20,6 +20,7 @@ CTC_SCORING = Scoring(
         "{clips} clips"
     ),
     best_by="wer",
+    ties=("cer", "loss"),
     on_hub=("wer", "cer"),
     notes="""\
 - `WER` and `CER`: errors over all clips divided by reference words or characters; greedy decoding over

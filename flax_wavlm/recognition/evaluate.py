@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flax_wavlm.data.batches import FILLER
-from flax_wavlm.errors import cannot_write
+from flax_wavlm.errors import cannot_write, shown
 from flax_wavlm.files import write_atomically
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.parameters import Params
@@ -86,6 +86,26 @@ def evaluate(task: Task, eval_step: EvalStep, params: Params, batches: ClipBatch
         Prediction(clip.id, clip.text, hypothesis) for clip, hypothesis in zip(clips, hypotheses, strict=True)
     ]
     return Evaluation(figures, predictions)
+
+
+def collapse(predictions: Sequence[Prediction]) -> str:
+    """A sentence about a model that says nothing, or the same for every clip; "" where it says more.
+
+    A single clip, or references that are all the same, show nothing of the kind.
+    """
+    said = {prediction.hypothesis for prediction in predictions}
+    if said == {""}:
+        what = "every output is blank: the model says nothing"
+    elif len(characters := set("".join(said)) - {" "}) == 1:
+        what = f"every output is blank or {characters.pop()!r}: the model says nothing else"
+    elif len(said) == 1 and len({prediction.reference for prediction in predictions}) > 1:
+        what = f"the model says the same for every clip: {shown(said.pop())}"
+    else:
+        return ""
+    return (
+        f"{what}. CTC models begin so. If the loss does not fall any more either, try a lower "
+        "optim.learning_rate with more optim.warmup_steps, and see that the texts belong to their audio"
+    )
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:

@@ -14,8 +14,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from flax_wavlm.data.audio import FEW, read_audio
+from flax_wavlm.data.audio import FEW, Part, read_parts
 from flax_wavlm.data.batches import FILLER
+from flax_wavlm.data.channels import Mono
 from flax_wavlm.data.clips import Clip, describe_skipped, usable_clips
 from flax_wavlm.data.corpora.utterance import Skipped, Utterance
 from flax_wavlm.data.preprocessor import INPUTS, Preprocessor
@@ -27,6 +28,7 @@ from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.parameters import Params, split
 from flax_wavlm.parallel import sharding
 from flax_wavlm.porting.load import load_model
+from flax_wavlm.porting.mistaken import missing_vocabulary
 from flax_wavlm.porting.pretrained import open_weights
 from flax_wavlm.recognition.ctc_task import character_ctc
 from flax_wavlm.recognition.evaluate import Evaluation, evaluate, make_eval_step
@@ -37,6 +39,7 @@ log = logging.getLogger(__name__)
 
 Array = jax.Array
 
+LANGUAGE_MODEL = ("alphabet.json", "language_model")  # files of pyctcdecode beside a tokenizer
 BUCKETS = 4  # padded lengths, each of which compiles once
 
 
@@ -87,17 +90,13 @@ class Recogniser:
                 "has no vocab.json",
                 where=folder,
                 expected=f"one that says what the {width} outputs of the CTC head mean",
-                do="copy the tokenizer's files of the fine-tuned model into it",
+                do=missing_vocabulary(folder),
             )
-        tokenizer = CTCTokenizer.from_pretrained(folder)
+        do = "restore the tokenizer's files that the model was trained with"
+        tokenizer = CTCTokenizer.from_pretrained(folder).for_head(width, head=weights.source, do=do)
         preprocessor = Preprocessor.from_pretrained(folder)
-        if tokenizer.size != width:
-            raise UserError(
-                f"the tokenizer has {tokenizer.size} tokens",
-                where=folder,
-                expected=f"the {width} of the CTC head",
-                do="restore the tokenizer's files that the model was trained with",
-            )
+        if beside := [name for name in LANGUAGE_MODEL if exists(folder / name)]:
+            log.info("%s: its n-gram decoder (%s) is not used: decoding is greedy", folder, ", ".join(beside))
         if tokenizer.blank_id != weights.config.pad_token_id:
             log.warning(
                 "%s: config.json's pad_token_id is %d, the tokenizer's %d: the latter is taken as the blank",
@@ -142,15 +141,21 @@ class Recogniser:
         return texts
 
     def transcribe_files(
-        self, files: Sequence[str | Path], *, batch_size: int = 8, max_seconds: float = 60.0
+        self,
+        files: Sequence[str | Path],
+        *,
+        batch_size: int = 8,
+        max_seconds: float = 60.0,
+        channel: str = "auto",
     ) -> list[Transcript]:
         """`transcribe` for audio files, in their order; one that cannot be used does not lose the others.
 
         Args:
-            files: paths of audio files that libsndfile reads, of any sample rate and channel count.
+            files: paths of audio files, see `flax_wavlm.data.audio.read_audio`.
             batch_size: as in `transcribe`.
             max_seconds: a longer file is an error. Memory grows with the square of the longest clip in a
                 batch.
+            channel: of recordings with several, see `read_audio`.
         Raises:
             UserError: `batch_size` or `max_seconds` cannot be used. An error of one file is in its
                 transcript.
@@ -159,9 +164,12 @@ class Recogniser:
         if not max_seconds > 0:  # or NaN, which no clip would be longer than
             raise UserError(field="max_seconds", found=max_seconds, expected="above 0")
 
-        def read(file: Path) -> np.ndarray | UserError:
+        def read(file: Path) -> Mono | UserError:
+            [read] = read_parts(file, [Part()], missing_ok=FEW, channel=channel)
+            if isinstance(read, UserError):
+                return read
+            samples = read.samples
             try:
-                samples = read_audio(file, missing_ok=FEW)
                 self._check_length(samples, str(file))
             except UserError as error:
                 return error
@@ -172,16 +180,22 @@ class Recogniser:
                     expected=f"at most {max_seconds:g} s",
                     do="cut it up at pauses, or raise max_seconds (and lower batch_size if memory runs out)",
                 )
-            return samples
+            return read
 
         paths = [Path(file) for file in files]
         with ThreadPoolExecutor() as pool:
             found = list(pool.map(read, paths))
-        clips = [samples for samples in found if not isinstance(samples, UserError)]
+        clips = [read.samples for read in found if isinstance(read, Mono)]
+        if notes := [
+            Skipped(str(path), read.note)
+            for path, read in zip(paths, found, strict=True)
+            if isinstance(read, Mono) and read.note
+        ]:
+            log.warning("%s", describe_skipped(notes, verb="decided for"))
         texts = iter(self.transcribe(clips, batch_size=batch_size))
         return [
-            Transcript(path, "", samples) if isinstance(samples, UserError) else Transcript(path, next(texts))
-            for path, samples in zip(paths, found, strict=True)
+            Transcript(path, "", read) if isinstance(read, UserError) else Transcript(path, next(texts))
+            for path, read in zip(paths, found, strict=True)
         ]
 
     def evaluate(
@@ -191,6 +205,7 @@ class Recogniser:
         *,
         name: str,
         batch_size: int = 8,
+        channel: str = "auto",
     ) -> Evaluation:
         """Loss and error rates over a corpus's split, which `load_corpus` gave.
 
@@ -199,6 +214,7 @@ class Recogniser:
             unusable: what the corpus's reader could not use; counted and named with them.
             name: what messages call the split.
             batch_size: as in `transcribe`.
+            channel: of recordings with several, see `read_audio`.
         Returns:
             the figures of `evaluate.evaluate` and `skipped`, a count; and the predictions.
         Raises:
@@ -213,6 +229,7 @@ class Recogniser:
             name=name,
             frame_count=self.config.frame_count,
             drop_infeasible=False,  # their text counts; the loss masks them
+            channel=channel,
         )
         eval_step = make_eval_step(self.task, self.config, self.mesh)
         batches = self._batches(clips, batch_size)

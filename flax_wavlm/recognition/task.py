@@ -23,6 +23,9 @@ from flax_wavlm.models.config import WavLMConfig
 Array = jax.Array
 Batch = Mapping[str, Array]  # as `flax_wavlm.data.batches` describes it, on the devices
 Row = Mapping[str, Any]  # a line of metrics.jsonl
+Rank = tuple[float, ...]  # of an evaluation: the lowest is the best
+
+DEV, TEST = "dev", "test"  # what a line of metrics.jsonl calls the split that it is about
 
 
 class ClipLosses(NamedTuple):
@@ -70,7 +73,8 @@ class Scoring:
         titles: score to heading, in the order of the table's columns: {"wer": "WER"}.
         line: a format string that makes one line for a person of an evaluation's figures.
         best_by: the score (or "loss") that chooses the best checkpoint.
-        highest: the highest value is the best; by default the lowest is.
+        highest: the highest value of `best_by` is the best; by default the lowest is.
+        ties: what decides between equals, in this order, the lowest value; then it is the later step.
         on_hub: the scores that the Hugging Face hub knows by the same names.
         notes: what the columns mean, as Markdown for the model card.
     """
@@ -79,21 +83,39 @@ class Scoring:
     line: str
     best_by: str
     highest: bool = False
+    ties: tuple[str, ...] = ("loss",)
     on_hub: tuple[str, ...] = ()
     notes: str = ""
 
-    def by_step(self, rows: Iterable[Row]) -> dict[int, float]:
-        """Step to the score that chooses, of every evaluation among the rows."""
-        return {row["step"]: row[self.best_by] for row in rows if self._scored(row)}
+    def ranks(self, rows: Iterable[Row]) -> dict[int, Rank]:
+        """Step to rank, of every evaluation among the rows that chooses; the lowest rank is the best."""
+        return {row["step"]: self._rank(row) for row in choosing(rows) if self._scored(row)}
 
     def best(self, rows: Iterable[Row]) -> Row | None:
-        """The best evaluation among the rows, the earliest of equals; None where none has a finite score."""
-        scored = [row for row in rows if self._scored(row) and math.isfinite(row[self.best_by])]
-        sign = -1 if self.highest else 1
-        return min(scored, key=lambda row: sign * row[self.best_by], default=None)
+        """The best of the evaluations that choose; None where none has a finite score."""
+        return min((row for row in choosing(rows) if self._scored(row)), key=self._rank, default=None)
 
     def _scored(self, row: Row) -> bool:
-        return row.get("split") != "train" and row.get(self.best_by) is not None
+        score = row.get(self.best_by)
+        return score is not None and math.isfinite(score)
+
+    def _rank(self, row: Row) -> Rank:
+        sign = -1 if self.highest else 1
+        ties = (row.get(name) for name in self.ties)
+        return (
+            sign * row[self.best_by],
+            *(math.inf if value is None or math.isnan(value) else value for value in ties),
+            -row["step"],
+        )
+
+
+def choosing(rows: Iterable[Row]) -> list[Row]:
+    """The evaluations that choose the best checkpoint: those on dev, or on test where a run has no dev.
+
+    Where a run has a dev split, test is evaluated once, at the end, and chooses nothing.
+    """
+    evaluations = [row for row in rows if row.get("split") != "train"]
+    return [row for row in evaluations if row.get("split") == DEV] or evaluations
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from orbax.checkpoint import args as ocp_args
 
 from flax_wavlm.errors import UserError, reason, some
 from flax_wavlm.models.parameters import Params, combine, partition
+from flax_wavlm.recognition.task import Rank
 from flax_wavlm.training.integrity import altered_arrays, checksums, sealed, unsealed
 from flax_wavlm.training.state import TrainState
 
@@ -44,22 +45,18 @@ class Checkpoints:
 
     Args:
         folder: made if need be.
-        scores: the task's score of the steps evaluated so far; the caller adds to it as it evaluates. The
-            checkpoint of the best score is kept.
-        highest: the highest score is the best; by default the lowest is.
+        ranks: of the steps evaluated so far, see `Scoring.ranks`; the caller adds to it as it evaluates. The
+            checkpoint of the lowest rank, which is the best, is kept.
     Raises:
         UserError: here and in all methods, if the folder cannot be written or read.
     """
 
-    def __init__(
-        self, folder: Path, scores: MutableMapping[int, float] | None = None, *, highest: bool = False
-    ):
+    def __init__(self, folder: Path, ranks: MutableMapping[int, Rank] | None = None):
         # orbax warns about much that is intended. Both loggers repeat the errors that it raises.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self.folder = folder.absolute()
-        self.scores = {} if scores is None else scores
-        self.highest = highest
+        self.ranks = {} if ranks is None else ranks
         self._open()
 
     def _open(self) -> None:
@@ -82,17 +79,12 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def best_step(self) -> int | None:
-        """The best step that was evaluated and has a checkpoint; None before any evaluation.
-
-        Of equals it is the earliest, as in `Scoring.best`.
-        """
+        """The best step that was evaluated and has a checkpoint; None before any evaluation."""
         return self.best_of(self.steps())
 
     def best_of(self, steps: Sequence[int]) -> int | None:
         """`best_step` among these steps."""
-        sign = -1 if self.highest else 1
-        scored = [(sign * self.scores[step], step) for step in steps if step in self.scores]
-        return min(scored)[1] if scored else None
+        return min((step for step in steps if step in self.ranks), key=self.ranks.__getitem__, default=None)
 
     def resolve(self, step: str) -> int:
         """The step that "best", "latest" or a number names; UserError where there is no such checkpoint."""

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
-from flax_wavlm.data.corpora.load import CORPORA
+from flax_wavlm.data.corpora.load import corpora_in
+from flax_wavlm.data.sampling import CHANNELS
 from flax_wavlm.errors import UserError, did_you_mean
 from flax_wavlm.files import read_json_object
 from flax_wavlm.models.compute import Compute
@@ -63,19 +64,36 @@ class SyntheticSettings:
 
     train_clips: int = 600  # clips to train on
     test_clips: int = 100  # clips to evaluate on
+    dev_clips: int = 0  # clips that choose the best checkpoint; 0: no dev split
+    language: str = "en"  # of the sentences
     seed: int = 0  # of sentences and voices
+
+
+@dataclass
+class SplitSettings:
+    """What the corpus calls its splits. Empty: the usual names, those that there are."""
+
+    train: str = ""  # the split to train on; hub: also a part of one, "train[:95%]"
+    dev: str = ""  # the split that chooses the best checkpoint, where `data.dev` says nothing
+    test: str = ""  # the split that is evaluated once, at the end
 
 
 @dataclass
 class DataSettings:
     """Where the speech is, and how batches are made of it."""
 
-    corpus: str = ""  # timit, timit_sample, manifest, hub or synthetic
-    path: str = ""  # a folder, or the id of a data set on the hub
+    corpus: str = ""  # which reader: `train --help` lists the corpora
+    path: str = ""  # a folder, or the id of a data set on the hub; several with commas between them
+    weights: tuple[float, ...] = ()  # of the corpora in `path`: how often an epoch has each; empty: once
+    splits: SplitSettings = field(default_factory=SplitSettings)  # what the corpus calls its splits
+    dev: str = ""  # what chooses: a split, a path, a share of train, or "test"; empty: the corpus's own
+    dev_share: float = 0.1  # share of train that becomes dev where the corpus has none
+    dev_seed: int = 0  # of the choice of that share
+    channel: str = "auto"  # of recordings with several: auto, mean, left, right, or a number from 0
     train_max_seconds: float = 0.0  # use only training clips shorter than this; 0: all
     held_out_speakers: tuple[str, ...] = ()  # timit_sample: the speakers of the test split
-    audio_column: str = "audio"  # hub: the column of the audio
-    text_column: str = "text"  # hub: the column of the text
+    audio_column: str = ""  # hub: the column of the audio; empty: found by its kind
+    text_column: str = ""  # hub: the column of the text; empty: found by the usual names
     hub_config: str = ""  # hub: the data set's configuration
     tokenizer: str = ""  # folder or hub id; empty: the checkpoint's, else one from the corpus's text
     synthetic: SyntheticSettings = field(default_factory=SyntheticSettings)  # the corpus "synthetic"
@@ -98,6 +116,7 @@ class LoopSettings:
     eval_every: int = 500  # steps between evaluations; a checkpoint is saved at each
     log_every: int = 50  # steps between log lines
     save_every: int = 0  # steps between further checkpoints; 0: only at evaluations
+    best_by: str = "auto"  # what chooses the best checkpoint: wer, cer, loss, or auto
     ctc_loss_reduction: str = "mean"  # "mean" or "sum", as torch.nn.functional.ctc_loss's
     skip_nonfinite: int = 0  # steps that may be skipped because loss or gradient is not finite
 
@@ -192,16 +211,24 @@ def _check_model(model: ModelSettings) -> None:
 
 
 def _check_data(data: DataSettings) -> None:
+    corpora = corpora_in(data.corpus, data.path)
     _require(
-        data.corpus in CORPORA,
-        "data.corpus",
-        data.corpus,
-        f"one of {', '.join(CORPORA)}",
-        did_you_mean(data.corpus, CORPORA),
+        len(data.weights) in (0, len(corpora)) and all(0 < weight <= 1000 for weight in data.weights),
+        "data.weights",
+        data.weights,
+        f"numbers above 0, up to 1000, one for each corpus in data.path ({len(corpora)})",
     )
     for name in ("buckets", "threads", "prefetch"):
         _at_least(1, data, f"data.{name}")
     _at_least(0, data, "data.train_max_seconds", "0 (no limit) or more")
+    _require(0 < data.dev_share < 1, "data.dev_share", data.dev_share, "above 0 and below 1")
+    _at_least(0, data, "data.dev_seed")
+    _require(
+        data.channel in CHANNELS or data.channel.isdecimal(),
+        "data.channel",
+        data.channel,
+        f"one of {', '.join(CHANNELS)}, or a number from 0",
+    )
     _require(
         data.cache != "none" or not data.cache_features,
         "data.cache",
@@ -221,6 +248,9 @@ def _check_loop(train: LoopSettings) -> None:
         train.steps,
         f"above 0, or else train.epochs above 0, which is {train.epochs}",
     )
+    choices = ("auto", "wer", "cer", "loss")
+    hint = did_you_mean(train.best_by, choices)
+    _require(train.best_by in choices, "train.best_by", train.best_by, f"one of {', '.join(choices)}", hint)
     reduction = train.ctc_loss_reduction
     _require(reduction in ("mean", "sum"), "train.ctc_loss_reduction", reduction, "'mean' or 'sum'")
 
@@ -264,7 +294,13 @@ def _check_types(config: Any, prefix: str = "") -> None:
 # Later versions add fields. A config.json that lacks a field was written before the field existed. The field
 # then stands for what was computed at that time: the value here, by the field's dotted name, or else the
 # dataclass's default. Whoever adds a field whose default changes what is computed adds the old value here.
-WHEN_ABSENT: dict[str, Any] = {}
+WHEN_ABSENT: dict[str, Any] = {
+    "data.audio_column": "audio",
+    "data.channel": "mean",
+    "data.dev": "test",
+    "data.text_column": "text",
+    "train.best_by": "wer",
+}
 
 
 def read_saved(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -14,14 +15,14 @@ from flax_wavlm.models.parameters import merge
 from flax_wavlm.parallel import sharding
 from flax_wavlm.porting.save import copy_side_files, save_model
 from flax_wavlm.recognition.ctc_task import CTC_SCORING
-from flax_wavlm.recognition.task import Scoring
+from flax_wavlm.recognition.task import Scoring, choosing
 from flax_wavlm.training.checkpoints import Checkpoints
 from flax_wavlm.training.config import read_saved
 from flax_wavlm.training.report.metrics import read_metrics
 from flax_wavlm.training.report.model_card import model_card
 
 
-def export_run(workdir: Path, output: Path, step: str = "best", *, scoring: Scoring = CTC_SCORING) -> int:
+def export_run(workdir: Path, output: Path, step: str = "best", *, scoring: Scoring | None = None) -> int:
     """Writes a run's checkpoint as a Hugging Face folder; returns its step.
 
     The folder holds config.json, model.safetensors, the tokenizer's and the preprocessor's files, and a
@@ -31,16 +32,16 @@ def export_run(workdir: Path, output: Path, step: str = "best", *, scoring: Scor
         workdir: the run's folder.
         output: the folder to write; made if need be.
         step: "best" (by the score that `scoring` names), "latest", or a checkpoint's number.
-        scoring: of the run's task.
+        scoring: of the run's task; None: as the run itself chose.
     Raises:
         UserError: there is no such run or checkpoint, or the folder cannot be written.
     """
     if not is_folder(workdir / "checkpoints"):
         raise UserError("has no checkpoints/, so it is not the workdir of a run", where=workdir)
-    run = read_saved(workdir / "config.json")
+    scoring = scoring or scoring_of(workdir)
     config = WavLMConfig.from_hf(workdir / "processor" / "config.json")
     rows = read_metrics(workdir / "metrics.jsonl")
-    checkpoints = Checkpoints(workdir / "checkpoints", scoring.by_step(rows), highest=scoring.highest)
+    checkpoints = Checkpoints(workdir / "checkpoints", scoring.ranks(rows))
     try:
         number = checkpoints.resolve(step)
         graphdef, shapes = structure(config)
@@ -53,16 +54,33 @@ def export_run(workdir: Path, output: Path, step: str = "best", *, scoring: Scor
         checkpoints.close()
     save_model(merge(graphdef, params), output)
     if jax.process_index() == 0:
-        card = model_card(
-            name=output.name if output.name != "export" else run["name"] or workdir.name,
-            base_model=run["model"]["checkpoint"] or None,
-            dataset=run["data"]["corpus"],
-            dataset_id=run["data"]["corpus"],
-            config=run,
-            rows=rows,
-            scoring=scoring,
-        )
         with writing(output):
             copy_side_files(workdir / "processor", output)
-            write_atomically(output / "README.md", card)
+    write_model_card(workdir, output, number, scoring=scoring)
     return number
+
+
+def write_model_card(workdir: Path, output: Path, step: int, *, scoring: Scoring) -> None:
+    """Writes README.md of an exported folder, from what the run's metrics.jsonl says by now."""
+    if jax.process_index() != 0:
+        return
+    run = read_saved(workdir / "config.json")
+    card = model_card(
+        name=output.name if output.name != "export" else run["name"] or workdir.name,
+        base_model=run["model"]["checkpoint"] or None,
+        dataset=run["data"]["corpus"],
+        dataset_id=run["data"]["corpus"],
+        config=run,
+        rows=read_metrics(workdir / "metrics.jsonl"),
+        exported=step,
+        scoring=scoring,
+    )
+    with writing(output):
+        write_atomically(output / "README.md", card)
+
+
+def scoring_of(workdir: Path) -> Scoring:
+    """How a run chose: `train.best_by`, as its evaluations say that it was understood."""
+    rows = choosing(read_metrics(workdir / "metrics.jsonl"))
+    best_by = next((row["best_by"] for row in rows if "best_by" in row), CTC_SCORING.best_by)
+    return replace(CTC_SCORING, best_by=best_by)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from flax_wavlm.files import write_atomically, writing
-from flax_wavlm.recognition.task import Scoring
+from flax_wavlm.recognition.task import DEV, TEST, Rank, Scoring
 from flax_wavlm.training.report.metrics import read_metrics
 
 
@@ -27,43 +27,54 @@ class Journal:
         workdir: the run's folder.
         steps_per_epoch: steps until every clip has been seen once.
         scoring: of the run's task.
+        chooser: the split whose evaluations choose the best checkpoint, "dev" or "test".
 
     Attributes:
-        scores: step to the score that chooses the best checkpoint, of every evaluation so far.
+        ranks: step to rank, of every evaluation so far that chooses the best checkpoint.
     """
 
-    def __init__(self, workdir: Path, steps_per_epoch: int, scoring: Scoring):
+    def __init__(self, workdir: Path, steps_per_epoch: int, scoring: Scoring, chooser: str = DEV):
         self.metrics, self.nonfinite = workdir / "metrics.jsonl", workdir / "nonfinite.jsonl"
-        self.steps_per_epoch, self.scoring = steps_per_epoch, scoring
+        self.steps_per_epoch, self.scoring, self.chooser = steps_per_epoch, scoring, chooser
         with writing(self.metrics):
             for path in (self.metrics, self.nonfinite):
                 if jax.process_index() == 0 and path.exists():
                     _drop_half_line(path)
         multihost_utils.sync_global_devices("journal")
-        self.scores: dict[int, float] = {}
-        self._read_scores()
+        self.ranks: dict[int, Rank] = {}
+        self._read_ranks()
 
-    def _read_scores(self) -> None:
-        self.scores.clear()
-        self.scores.update(self.scoring.by_step(read_metrics(self.metrics) if self.metrics.exists() else []))
+    def rows(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl so far."""
+        return read_metrics(self.metrics) if self.metrics.exists() else []
+
+    def _read_ranks(self) -> None:
+        self.ranks.clear()
+        self.ranks.update(self.scoring.ranks(self.rows()))
 
     def go_back_to(self, step: int) -> None:
         """Takes back all lines of later steps."""
+        self._keep(lambda row: row["step"] <= step)
+
+    def take_back_final(self, step: int) -> None:
+        """Takes back final lines on test that are of another step than the one that is exported."""
+        self._keep(lambda row: row.get("split") != TEST or row["step"] == step)
+
+    def _keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
         if jax.process_index() == 0:
             for path in (self.metrics, self.nonfinite):
                 rows = read_metrics(path) if path.exists() else []
                 with writing(path):
-                    write_atomically(
-                        path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
-                    )
+                    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows if wanted(row)))
         multihost_utils.sync_global_devices("journal")
-        self._read_scores()
+        self._read_ranks()
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
-        """Writes a line of figures; `split` is "train" or "test"."""
+        """Writes a line of figures; `split` is "train", "dev" or "test"."""
         row = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), "split": split, **values}
-        self.scores.update(self.scoring.by_step([row]))
         self._append(self.metrics, row)
+        if split == self.chooser:
+            self.ranks.update(self.scoring.ranks([row]))
 
     def note_nonfinite(self, step: int, ids: Sequence[str]) -> None:
         """Notes a step whose loss or gradient was not finite, with the clips of its batch."""

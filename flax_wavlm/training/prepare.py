@@ -12,13 +12,15 @@ from jax.sharding import Mesh
 
 from flax_wavlm.errors import UserError
 from flax_wavlm.models.heads import structure
-from flax_wavlm.models.parameters import combine
+from flax_wavlm.models.parameters import Params
 from flax_wavlm.models.wavlm import attention_spec
 from flax_wavlm.ops.attention.choice import describe
 from flax_wavlm.recognition.evaluate import Evaluation, evaluate, make_eval_step
+from flax_wavlm.recognition.forward import ClipBatches
 from flax_wavlm.training.config import OptimSettings, TrainConfig
 from flax_wavlm.training.optimizer import adamw, linear_schedule
-from flax_wavlm.training.speech import Speech, load_utterances, prepare_speech
+from flax_wavlm.training.speech import Speech, prepare_speech
+from flax_wavlm.training.splits import load_splits
 from flax_wavlm.training.start import StartingPoint, new_state, open_starting_point, state_template
 from flax_wavlm.training.state import TrainState
 from flax_wavlm.training.step import Encode, TrainStep, jit_encode, jit_train_step, make_train_step
@@ -36,7 +38,7 @@ class Parts(NamedTuple):
     template: TrainState  # shapes, types and shardings
     encode: Encode | None  # the frozen feature encoder; None where it is trained
     train_step: TrainStep
-    evaluate: Callable[[TrainState], Evaluation]  # over the whole test split
+    evaluate: Callable[[Params, ClipBatches], Evaluation]  # over a whole split
     new_state: Callable[[], TrainState]  # the state before the first step
 
 
@@ -45,17 +47,18 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Parts:
 
     Raises UserError where corpus, weights or settings cannot be used.
     """
-    utterances = load_utterances(config.data)
+    splits = load_splits(config.data)
     origin = open_starting_point(
         config.model,
-        [utterance.text for utterance in utterances.train + utterances.test],
+        [utterance.text for utterance in splits.all()],
         overrides=config.model_overrides(),
         tokenizer=config.data.tokenizer,
         reduction=config.train.ctc_loss_reduction,
     )
     speech = prepare_speech(
-        utterances, origin, config.data, config.train, cache=config.cache_folder(), seed=config.seed
+        splits, origin, config.data, config.train, cache=config.cache_folder(), seed=config.seed
     )
+    origin = origin.judged_by(_chosen_by(config.train.best_by, speech))
     batches, task = speech.train, origin.task
     log.info("%d steps, %d an epoch", len(batches), batches.steps_per_epoch)
     frame_counts = {int(origin.config.frame_count(samples)) for samples in batches.buckets}
@@ -74,10 +77,10 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Parts:
     encode = jit_encode(origin.config, mesh, accumulation=config.train.accumulation) if freeze else None
     eval_step = make_eval_step(task, origin.config, mesh)
 
-    def evaluate_state(state: TrainState) -> Evaluation:
-        result = evaluate(task, eval_step, combine(state.params, state.frozen), speech.test, mesh)
+    def evaluate_on(params: Params, clips: ClipBatches) -> Evaluation:
+        result = evaluate(task, eval_step, params, clips, mesh)
         if not math.isfinite(loss := result.figures["loss"]):
-            raise UserError(f"evaluated at step {int(state.step)}, the loss is {loss}, expected a number")
+            raise UserError(f"evaluated, the loss is {loss}, expected a number")
         return result
 
     return Parts(
@@ -88,9 +91,25 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Parts:
         template=template,
         encode=encode,
         train_step=jit_train_step(train_step, mesh, template, encode),
-        evaluate=evaluate_state,
+        evaluate=evaluate_on,
         new_state=lambda: new_state(origin, optimizer, template, seed=config.seed, freeze=freeze),
     )
+
+
+def _chosen_by(best_by: str, speech: Speech) -> str:
+    """The score that chooses: `train.best_by`, where "auto" looks at the texts of train."""
+    if best_by != "auto":
+        return best_by
+    single = sum(len(clip.text.split()) == 1 for clip in speech.train.clips)
+    if 2 * single <= len(speech.train.clips):
+        return "wer"
+    log.info(
+        "the best checkpoint is the one of the lowest CER (train.best_by is 'auto'): %d of %d texts are a "
+        "single word, so the WER only counts texts without any error",
+        single,
+        len(speech.train.clips),
+    )
+    return "cer"
 
 
 def _make_optimizer(optim: OptimSettings, steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:

@@ -4,80 +4,50 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-from jax.experimental import multihost_utils
+import numpy as np
 
 from flax_wavlm.data.batches import Batches
 from flax_wavlm.data.buckets import choose_buckets
-from flax_wavlm.data.clips import Clip, describe_skipped, usable_clips
-from flax_wavlm.data.corpora.load import load_corpus
+from flax_wavlm.data.clips import Clip, usable_clips
 from flax_wavlm.data.corpora.utterance import Utterance
+from flax_wavlm.data.leaks import EXAMPLES, same_audio, shared
+from flax_wavlm.data.splits import cut_dev
+from flax_wavlm.data.targets import Targets
+from flax_wavlm.data.weights import clips_per_epoch
+from flax_wavlm.errors import some
 from flax_wavlm.parallel import processes
 from flax_wavlm.recognition.forward import ClipBatches
+from flax_wavlm.recognition.task import DEV, TEST
 from flax_wavlm.training.config import DataSettings, LoopSettings
+from flax_wavlm.training.splits import Splits
 from flax_wavlm.training.start import StartingPoint
 
 log = logging.getLogger(__name__)
 
 
-class Utterances(NamedTuple):
-    """A corpus's splits, as its reader gives them."""
-
-    train: list[Utterance]
-    test: list[Utterance]
-
-
 class Speech(NamedTuple):
-    """What a run trains on and what it is evaluated on."""
+    """What a run trains on, what chooses its best checkpoint, and what that is tested on at the end."""
 
     train: Batches
-    test: ClipBatches
+    dev: ClipBatches
+    test: ClipBatches | None
+    chooser: str  # what metrics.jsonl calls `dev`: "dev", or "test" where data.dev = "test"
 
     def fingerprints(self) -> dict[str, str]:
         """Tells these clips from any others: a run resumes on the clips that it was begun with."""
-        return {"train": fingerprint(self.train.clips), "test": fingerprint(self.test.clips)}
-
-
-def load_utterances(data: DataSettings) -> Utterances:
-    """Reads both splits of the corpus; makes the synthetic one where it is missing.
-
-    Raises UserError as `load_corpus` does. What a reader cannot use is counted and named in the log.
-    """
-    if data.corpus == "synthetic" and jax.process_index() == 0:
-        from flax_wavlm.data.corpora.synthetic import make_corpus
-
-        settings = data.synthetic
-        make_corpus(
-            Path(data.path),
-            seed=settings.seed,
-            train_clips=settings.train_clips,
-            test_clips=settings.test_clips,
-        )
-    multihost_utils.sync_global_devices("corpus")
-    return Utterances(_load_split(data, "train"), _load_split(data, "test"))
-
-
-def _load_split(data: DataSettings, split: str) -> list[Utterance]:
-    utterances, skipped = load_corpus(
-        data.corpus,
-        data.path,
-        split,
-        held_out_speakers=data.held_out_speakers,
-        audio_column=data.audio_column,
-        text_column=data.text_column,
-        hub_config=data.hub_config or None,
-    )
-    if skipped:
-        log.warning("%s: %s", split, describe_skipped(skipped))
-    return utterances
+        clips = {"train": self.train.clips, self.chooser: self.dev.clips}
+        if self.test is not None:
+            clips["test"] = self.test.clips
+        return {split: fingerprint(split_clips) for split, split_clips in clips.items()}
 
 
 def prepare_speech(
-    utterances: Utterances,
+    splits: Splits,
     origin: StartingPoint,
     data: DataSettings,
     loop: LoopSettings,
@@ -85,10 +55,10 @@ def prepare_speech(
     cache: Path | None,
     seed: int,
 ) -> Speech:
-    """Decodes both splits and plans their batches.
+    """Decodes all splits and plans their batches.
 
     Args:
-        utterances: from `load_utterances`.
+        splits: from `load_splits`.
         origin: knows labels, frames and normalisation.
         data: lengths, buckets.
         loop: batch sizes, and the length of the run.
@@ -97,36 +67,90 @@ def prepare_speech(
     Raises:
         UserError: no clip of a split can be used.
     """
-    targets, frame_count = origin.task.targets, origin.config.frame_count
+
+    def decoded(utterances: Sequence[Utterance], name: str) -> list[Clip]:
+        training = name == "train"
+        return usable_clips(
+            utterances,
+            origin.task.targets,
+            name=name,
+            frame_count=origin.config.frame_count,
+            max_seconds=(data.train_max_seconds or None) if training else None,
+            drop_infeasible=training,
+            cache=cache,
+            channel=data.channel,
+        )[0]
+
+    def batched(clips: Sequence[Clip]) -> ClipBatches:
+        return ClipBatches(
+            clips,
+            loop.eval_batch_size,
+            data.buckets,
+            do_normalize=origin.preprocessor.do_normalize,
+            frame_count=origin.config.frame_count,
+        )
+
     with processes.first_process_first("cache"):  # it fills the cache, and the others read it
-        train_clips, _ = usable_clips(
-            utterances.train,
-            targets,
-            name="train",
-            frame_count=frame_count,
-            max_seconds=data.train_max_seconds or None,
-            cache=cache,
-        )
-        test_clips, _ = usable_clips(
-            utterances.test,
-            targets,
-            name="test",
-            frame_count=frame_count,
-            drop_infeasible=False,
-            cache=cache,
-        )
-    test = ClipBatches(
-        test_clips,
-        loop.eval_batch_size,
-        data.buckets,
-        do_normalize=origin.preprocessor.do_normalize,
-        frame_count=frame_count,
+        train = decoded(splits.train, "train")
+        dev = decoded(splits.dev, splits.chooser) if splits.dev else []
+        test = decoded(splits.test, "test") if splits.test else []
+    chooser = splits.chooser
+    if not dev:
+        train, dev, test, chooser = _choose_dev(train, test, splits.share, data.dev_seed)
+    _name_leaks(splits, train, {chooser: dev, "test": test}, origin.task.targets)
+    return Speech(
+        _train_batches(train, origin, data, loop, seed, splits.weights),
+        batched(dev),
+        batched(test) if test else None,
+        chooser,
     )
-    return Speech(_train_batches(train_clips, origin, data, loop, seed), test)
+
+
+def _choose_dev(
+    train: list[Clip], test: list[Clip], share: float, seed: int
+) -> tuple[list[Clip], list[Clip], list[Clip], str]:
+    """Train, dev and test, with dev cut from train, and what `dev` is called."""
+    if len(train) < 2 and test:
+        log.warning(
+            "train has %d clip, from which no dev split can be cut: test chooses the best checkpoint, so its "
+            "figures are better than those on new speech would be",
+            len(train),
+        )
+        return train, test, [], TEST
+    cut = cut_dev(train, share, seed)
+    kept = {"speaker": "whole speakers", "text": "whole texts", "clip": "single clips"}[cut.by]
+    log.warning(
+        "dev: the corpus has no such split, so %d of the %d clips of train are it (%s; data.dev, "
+        "data.dev_share and data.dev_seed say which)",
+        len(cut.dev),
+        len(train),
+        kept,
+    )
+    return cut.train, cut.dev, test, DEV
+
+
+def _name_leaks(
+    splits: Splits, train: Sequence[Clip], others: Mapping[str, Sequence[Clip]], targets: Targets
+) -> None:
+    """Warns of what train shares with the clips that a model is judged by."""
+    of_id = {utterance.id: utterance for utterance in splits.train}
+    trained = [of_id[clip.id] for clip in train]
+    for name, clips in others.items():
+        of_split = of_id if not splits.dev and name == DEV else {u.id: u for u in splits.dev + splits.test}
+        for leak in shared(trained, [of_split[clip.id] for clip in clips], targets.normalise):
+            log.warning("%s: %s", name, leak)
+        if heard := same_audio(train, clips):
+            ids = some(heard, EXAMPLES)
+            log.warning("%s: %d clips have the same audio as a clip of train: %s", name, len(heard), ids)
 
 
 def _train_batches(
-    clips: Sequence[Clip], origin: StartingPoint, data: DataSettings, loop: LoopSettings, seed: int
+    clips: Sequence[Clip],
+    origin: StartingPoint,
+    data: DataSettings,
+    loop: LoopSettings,
+    seed: int,
+    weights: Mapping[str, float] | None,
 ) -> Batches:
     buckets = choose_buckets(
         [len(clip.samples) for clip in clips],
@@ -135,12 +159,15 @@ def _train_batches(
         min_batches=4,
         frame_count=origin.config.frame_count,
     )
+    clip_weights = None if weights is None else np.array([weights[clip.id] for clip in clips])
+    an_epoch = len(clips) if clip_weights is None else clips_per_epoch(clip_weights)
     return Batches(
         clips,
         loop.batch_size,
         buckets,
-        steps=loop.steps or loop.epochs * -(-len(clips) // loop.batch_size),
+        steps=loop.steps or loop.epochs * -(-an_epoch // loop.batch_size),
         seed=seed,
+        weights=None if clip_weights is None else clip_weights.tolist(),
         do_normalize=origin.preprocessor.do_normalize,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

@@ -17,13 +17,13 @@ from jax.sharding import Mesh
 
 from flax_wavlm.data.preprocessor import PREPROCESSOR_FILES, Preprocessor
 from flax_wavlm.data.tokenizer import CTCTokenizer, normalise
-from flax_wavlm.errors import UserError
 from flax_wavlm.files import write_atomically, writing
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.heads import structure
 from flax_wavlm.models.parameters import Params, combine, count_parameters, partition, split
 from flax_wavlm.parallel import sharding
 from flax_wavlm.porting.load import load_model
+from flax_wavlm.porting.mistaken import missing_vocabulary
 from flax_wavlm.porting.pretrained import PretrainedWeights, open_weights
 from flax_wavlm.recognition.ctc_task import character_ctc
 from flax_wavlm.recognition.task import Task
@@ -42,6 +42,11 @@ class StartingPoint(NamedTuple):
     task: Task
     tokenizer: CTCTokenizer
     preprocessor: Preprocessor
+
+    def judged_by(self, score: str) -> StartingPoint:
+        """The same, with the best checkpoint chosen by another score of the task, or by "loss"."""
+        scoring = dataclasses.replace(self.task.scoring, best_by=score)
+        return self._replace(task=dataclasses.replace(self.task, scoring=scoring))
 
     def save_processor(self, folder: Path) -> None:
         """Writes the files that say how the model reads and writes: an export copies them."""
@@ -97,22 +102,19 @@ def _settle_head(
         else:
             log.warning(
                 "%s: has a CTC head but no vocab.json that says what its outputs mean, so a new head "
-                "is begun; to keep the head, name its tokenizer as data.tokenizer",
+                "is begun; to keep the head, name its tokenizer as data.tokenizer, or: %s",
                 headed.source,
+                missing_vocabulary(headed.folder),
             )
     if not named:
         made = CTCTokenizer.from_texts(normalise(text) for text in texts)
         log.info("a vocabulary of %d from the corpus's text", made.size)
         return made, True
     found = CTCTokenizer.from_pretrained(named)
-    if headed is not None and found.size != headed.config.vocab_size:
-        raise UserError(
-            f"the tokenizer has {found.size} tokens, but the CTC head of {headed.source} has "
-            f"{headed.config.vocab_size} outputs",
-            where=named,
-            do="give the head's own tokenizer, or start a new head with model.fresh_head=true",
-        )
-    return found, headed is None
+    if headed is None:
+        return found, True
+    do = "give the head's own tokenizer, or start a new head with model.fresh_head=true"
+    return found.for_head(headed.config.vocab_size, head=headed.source, do=do), False
 
 
 def _settle_preprocessor(weights: PretrainedWeights | None, config: WavLMConfig) -> Preprocessor:

@@ -14,20 +14,23 @@ from flax_wavlm.data.batches import Features, train_iterator
 from flax_wavlm.data.preprocessor import INPUTS
 from flax_wavlm.errors import Preempted, UserError
 from flax_wavlm.files import writing
+from flax_wavlm.models.parameters import combine, split
 from flax_wavlm.parallel import processes, sharding
-from flax_wavlm.recognition.evaluate import figures_line, write_predictions
-from flax_wavlm.recognition.task import Scoring
+from flax_wavlm.porting.load import load_model
+from flax_wavlm.recognition.evaluate import collapse, figures_line, write_predictions
+from flax_wavlm.recognition.forward import ClipBatches
+from flax_wavlm.recognition.task import TEST, choosing
 from flax_wavlm.training.checkpoints import Checkpoints
 from flax_wavlm.training.config import TrainConfig
-from flax_wavlm.training.export import export_run
+from flax_wavlm.training.export import export_run, write_model_card
 from flax_wavlm.training.features import cached_features
 from flax_wavlm.training.journal import Journal
 from flax_wavlm.training.monitor import StepMonitor, train_line
 from flax_wavlm.training.prepare import Parts, prepare
 from flax_wavlm.training.report.curves import curves
-from flax_wavlm.training.report.metrics import evaluations, read_metrics, results_table
+from flax_wavlm.training.report.metrics import final_test, read_metrics, results_table
 from flax_wavlm.training.state import TrainState, zero_totals
-from flax_wavlm.training.workdir import lock_workdir
+from flax_wavlm.training.workdir import as_begun, lock_workdir
 
 log = logging.getLogger(__name__)
 
@@ -35,18 +38,26 @@ STEP_INPUTS = ("features", *INPUTS, "labels", "label_lengths", "valid")
 
 
 class TrainResult(NamedTuple):
-    """What a run leaves: its folder, the exported model's folder, and the evaluation of that model."""
+    """What a run leaves.
+
+    Attributes:
+        workdir: its folder.
+        export: the exported model's folder.
+        best: the line of metrics.jsonl that chose that model.
+        test: the line of that model on test; None where the run has no test split of its own.
+    """
 
     workdir: Path
     export: Path
     best: dict[str, Any]
+    test: dict[str, Any] | None
 
 
 def train(config: TrainConfig) -> TrainResult:
     """Runs the configuration to its end, from the newest whole checkpoint in its workdir if there is one.
 
-    Evaluates and saves every `train.eval_every` steps and at the end, and exports the best checkpoint.
-    The README describes what it writes into the workdir.
+    Evaluates on dev and saves every `train.eval_every` steps and at the end. Exports the best checkpoint, and
+    evaluates that model on test. The README describes what it writes into the workdir.
 
     Raises:
         UserError: before any work is done where the configuration, corpus or checkpoint cannot be used;
@@ -55,6 +66,7 @@ def train(config: TrainConfig) -> TrainResult:
         Preempted: the process got SIGTERM (any process of the run did), and the run was saved.
     """
     config.check()
+    config = as_begun(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch_size("train.batch_size", config.train.batch_size, mesh, config.train.accumulation)
     sharding.check_batch_size("train.eval_batch_size", config.train.eval_batch_size, mesh)
@@ -66,25 +78,25 @@ def train(config: TrainConfig) -> TrainResult:
         if jax.process_index() == 0:
             run.origin.save_processor(workdir / "processor")
         _fit(config, run, workdir, stop)
-        return _finish(workdir, run.origin.task.scoring)
+        return _finish(config, run, workdir)
 
 
 def _fit(config: TrainConfig, run: Parts, workdir: Path, stop: processes.StopRequest) -> None:
     """The loop: step, log, save, stop, evaluate."""
     batches, loop, scoring = run.speech.train, config.train, run.origin.task.scoring
     total = len(batches)
-    journal = Journal(workdir, batches.steps_per_epoch, scoring)
+    journal = Journal(workdir, batches.steps_per_epoch, scoring, run.speech.chooser)
     iterator = train_iterator(batches, threads=config.data.threads, prefetch=config.data.prefetch)
     fingerprints = run.speech.fingerprints()
 
     def due(step: int, every: int) -> bool:
         return step == total or (every > 0 and step % every == 0)
 
-    with Checkpoints(workdir / "checkpoints", journal.scores, highest=scoring.highest) as checkpoints:
+    with Checkpoints(workdir / "checkpoints", journal.ranks) as checkpoints:
         start, state = _resume_or_begin(config, run, checkpoints, iterator, fingerprints)
         journal.go_back_to(start)
         _keep_features(config, run, state)
-        if start and due(start, loop.eval_every) and start not in journal.scores:
+        if start and due(start, loop.eval_every) and start not in journal.ranks:
             _evaluate(run, state, start, journal, workdir)  # the run ended before it could
 
         monitor = StepMonitor(journal, batches, loop.skip_nonfinite, state)
@@ -159,27 +171,50 @@ def _log(run: Parts, state: TrainState, step: int, monitor: StepMonitor, journal
 
 
 def _evaluate(run: Parts, state: TrainState, step: int, journal: Journal, workdir: Path) -> None:
-    """Evaluates the state; writes its predictions and its line."""
-    figures, predictions = run.evaluate(state)
+    """Evaluates the state on the split that chooses; writes its predictions and its line."""
+    scoring, chooser = run.origin.task.scoring, run.speech.chooser
+    figures, predictions = run.evaluate(combine(state.params, state.frozen), run.speech.dev)
     if jax.process_index() == 0:
         write_predictions(workdir / "predictions" / f"{step}.jsonl", predictions)
-    journal.write(step, "test", figures)
-    line = figures_line(figures, run.origin.task.scoring)
-    log.info("step %d/%d  test: %s", step, len(run.speech.train), line)
+    journal.write(step, chooser, {**figures, "best_by": scoring.best_by})
+    log.info("step %d/%d  %s: %s", step, len(run.speech.train), chooser, figures_line(figures, scoring))
+    if sameness := collapse(predictions):
+        log.warning("at step %d %s", step, sameness)
 
 
-def _finish(workdir: Path, scoring: Scoring) -> TrainResult:
-    """Exports the best checkpoint, draws the curves, and shows the table."""
-    exported = export_run(workdir, workdir / "export", "best", scoring=scoring)
+def _finish(config: TrainConfig, run: Parts, workdir: Path) -> TrainResult:
+    """Exports the best checkpoint, evaluates it on test, draws the curves, and shows the table."""
+    scoring, export = run.origin.task.scoring, workdir / "export"
+    exported = export_run(workdir, export, "best", scoring=scoring)
+    if run.speech.test is not None:
+        journal = Journal(workdir, run.speech.train.steps_per_epoch, scoring, run.speech.chooser)
+        journal.take_back_final(exported)
+        if not any(row["split"] == TEST for row in journal.rows()):
+            _evaluate_exported(config, run, run.speech.test, exported, journal, workdir)
+            write_model_card(workdir, export, exported, scoring=scoring)
     metrics = read_metrics(workdir / "metrics.jsonl")
     if jax.process_index() == 0:
         with writing(workdir / "curves.svg"):
             curves(metrics, workdir / "curves.svg", scoring)
-    rows = evaluations(metrics)
-    table = results_table(rows, scoring)
-    log.info("\n%s\n\nThe best, step %d, is in %s", table, exported, workdir / "export")
-    best = next(row for row in rows if row["step"] == exported)
-    return TrainResult(workdir, workdir / "export", dict(best))
+    log.info("\n%s\n\nThe best, step %d, is in %s", results_table(metrics, scoring), exported, export)
+    best = next(row for row in choosing(metrics) if row["step"] == exported)
+    return TrainResult(workdir, export, dict(best), final_test(metrics))
+
+
+def _evaluate_exported(
+    config: TrainConfig, run: Parts, clips: ClipBatches, step: int, journal: Journal, workdir: Path
+) -> None:
+    """Evaluates the exported files on test; writes their predictions and, when all is done, their line."""
+    weights = load_model(
+        workdir / "export",
+        overrides=config.model_overrides(),
+        placement=lambda path, shape: sharding.replicated(run.mesh),
+    )
+    figures, predictions = run.evaluate(split(weights)[1], clips)
+    if jax.process_index() == 0:
+        write_predictions(workdir / "predictions" / "test.jsonl", predictions)
+    journal.write(step, TEST, figures)
+    log.info("the exported model, step %d  test: %s", step, figures_line(figures, run.origin.task.scoring))
 
 
 def _keep_compilations(workdir: Path) -> None:

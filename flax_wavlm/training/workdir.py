@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import fcntl
 import json
 import logging
@@ -14,8 +15,8 @@ import jax
 from jax.experimental import multihost_utils
 
 from flax_wavlm.errors import MOST_ITEMS, UserError, cannot_write, reason
-from flax_wavlm.files import write_atomically
-from flax_wavlm.training.config import TrainConfig, flatten, read_saved
+from flax_wavlm.files import read_json_object, write_atomically
+from flax_wavlm.training.config import WHEN_ABSENT, TrainConfig, flatten, lookup, read_saved
 
 log = logging.getLogger(__name__)
 
@@ -84,13 +85,39 @@ def _locked(workdir: Path) -> Iterator[None]:
         yield
 
 
+def as_begun(config: TrainConfig) -> TrainConfig:
+    """The configuration with which the run in its workdir was begun, as far as it had to be said then.
+
+    Fields that came later are absent from that run's config.json. Whatever the recipe of today says, the run
+    goes on as it was computed before these fields existed. The log names those that this changes.
+    """
+    path = Path(config.workdir) / "config.json"
+    if not _has_checkpoints(path.parent) or not path.exists():
+        return config
+    absent = WHEN_ABSENT.keys() - flatten(read_json_object(path, "a run's configuration")).keys()
+    config = copy.deepcopy(config)
+    changed = []
+    for name in sorted(absent):
+        group, _, field = name.rpartition(".")
+        if getattr(lookup(config, group), field) != WHEN_ABSENT[name]:
+            setattr(lookup(config, group), field, WHEN_ABSENT[name])
+            changed.append(f"{name} = {WHEN_ABSENT[name]!r}")
+    if changed:
+        log.warning("%s: begun by an older version, the run goes on with %s", path, ", ".join(changed))
+    return config
+
+
+def _has_checkpoints(workdir: Path) -> bool:
+    return any((workdir / "checkpoints").glob("[0-9]*"))
+
+
 def check_same_run(workdir: Path, config: TrainConfig) -> None:
     """UserError where the workdir holds checkpoints of another configuration.
 
     Fields that its config.json lacks are read as `config.WHEN_ABSENT` says.
     """
     path = workdir / "config.json"
-    if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
+    if not path.exists() or not _has_checkpoints(workdir):
         return  # nothing to lose
     before, now = flatten(read_saved(path)), flatten(json.loads(json.dumps(config.to_dict())))
     different = [

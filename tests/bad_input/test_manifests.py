@@ -107,9 +107,58 @@ CASES = [
         error=Parts(where=r"train\.jsonl:1$", field="duration", found=True, expected="seconds"),
     ),
     Case(
-        "a clip inside a longer file",
-        manifest(row(offset=3.5)),
-        error=Parts(where=r"train\.jsonl:1$", field="offset", found=3.5, expected="not supported"),
+        "a part that ends before it begins",
+        manifest(row(start=3.5, end=1)),
+        error=Parts(r"end lies before start, 3\.5 s", where=r"train\.jsonl:1$", field="end", found=1),
+    ),
+    Case(
+        "an end and a duration that contradict each other",
+        manifest(row(start=1, end=2, duration=3)),
+        error=Parts(r"contradicts end, which makes 1 s", where=r"train\.jsonl:1$", field="duration", found=3),
+    ),
+    Case(
+        "two starts of one part",
+        manifest(row(offset=1, start=2, duration=1)),
+        error=Parts(r"offset is 1\.0 and start is 2\.0", where=r"train\.jsonl:1$", field="start"),
+    ),
+    Case(
+        "a part in samples",
+        manifest(row(start_sample=16000, end_sample=32000)),
+        error=Parts(where=r"train\.jsonl:1$", field="start_sample", expected="in seconds"),
+    ),
+    Case(
+        "two texts of one clip",
+        manifest(row(sentence="three")),
+        error=Parts(r"text is 'two' and sentence is 'three'", where=r"train\.jsonl:1$", field="sentence"),
+    ),
+    Case(
+        "segments that are no objects",
+        manifest(row(segments=[1, 2])),
+        error=Parts(where=r"train\.jsonl:1$", field="segments", expected="start, end and text"),
+    ),
+    Case(
+        "UTF-16, as Windows programs save it",
+        manifest(GOOD.encode("utf-16")),
+        error=Parts("is UTF-16", where=r"train\.jsonl$", do="iconv -f utf-16 "),
+    ),
+    Case(
+        "a quotation mark that swallows lines",
+        manifest('audio_filepath,text\na.wav,"one\nb.wav,two\nb.wav,"\n', "csv"),
+        error=Parts("a quoted field that begins here ends 2 lines later", where=r"train\.csv:2$"),
+    ),
+    Case(
+        "a name in other letters' case",
+        manifest(row(audio_filepath="B.WAV")),
+        error=Parts(where=r"train\.jsonl:1$", found="B.WAV", do="the folder has 'b.wav'"),
+    ),
+    Case(
+        "twelve missing files",
+        manifest(GOOD + "".join(row(audio_filepath=f"no{n:02}.wav") for n in range(12))),
+        error=Parts(
+            r"12 of 13 audio files are not there: 'no00.wav', .*'no09.wav' and 2 more$",
+            where=r"train\.jsonl:2$",
+            expected=r"there is no file /.*no00\.wav$",
+        ),
     ),
     Case(
         "CSV without a header",
@@ -141,7 +190,7 @@ CASES = [
     Case(
         "no manifest",
         lambda folder, tiny: read_split(folder),
-        error=Parts(r"neither train\.jsonl nor train\.csv is there; it holds nothing"),
+        error=Parts(r"none of train\.jsonl, .* is there; it holds nothing"),
     ),
     Case(
         "a folder named train.jsonl",

@@ -194,12 +194,12 @@ def test_cached_clips_are_the_decoded_ones(utterances, tokenizer, tmp_path, monk
     assert [clip.samples.dtype.name for clip in expected] == ["int16", "float32", "float32", "float32"]
     reads = []
 
-    def counted(*arguments):
+    def counted(*arguments, **settings):
         reads.append(arguments[0])
-        return read_audio(*arguments)
+        return read_parts(*arguments, **settings)
 
-    read_audio = clips_module.read_audio
-    monkeypatch.setattr(clips_module, "read_audio", counted)
+    read_parts = clips_module.read_parts
+    monkeypatch.setattr(clips_module, "read_parts", counted)
     for start in ("first", "second", "third"):
         reads.clear()
         clips, unusable = decode(utterances, tokenizer, tmp_path / "cache")
@@ -215,7 +215,7 @@ def test_cached_clips_are_the_decoded_ones(utterances, tokenizer, tmp_path, monk
 def test_other_settings_use_the_same_audio(utterances, tokenizer, tmp_path, monkeypatch):
     good = [u for u in utterances if u.id not in ("text", "missing")]
     decode(good, tokenizer, tmp_path / "cache")
-    monkeypatch.setattr(clips_module, "read_audio", never)
+    monkeypatch.setattr(clips_module, "read_parts", never)
     clips, skipped = decode(good, tokenizer, tmp_path / "cache", max_seconds=None)
     assert [clip.id for clip in clips] == ["exact", "deep", "rate", "stereo", "long"]
     assert skipped == []

@@ -98,7 +98,7 @@ GOOD = row()
         (row(duration="long"), 1, Parts(field="duration", found="long", expected="seconds")),
         (row(duration=-1), 1, Parts(field="duration", found=-1)),
         (row(duration=math.nan), 1, Parts(field="duration", found=math.nan)),
-        (row(offset=3.5), 1, Parts(field="offset", found=3.5, expected="not supported")),
+        (row(offset=-3.5), 1, Parts(field="offset", found=-3.5, expected="seconds from 0")),
         (GOOD + "\n" + GOOD, 3, Parts(r"id 'a\.wav' is also at .*train\.jsonl:1$", field="id")),
         (
             GOOD + row(audio_filepath="c.wav"),
@@ -124,7 +124,13 @@ def test_bad_jsonl(tmp_path, content, line, parts):
     ("content", "line", "parts"),
     [
         ("", 1, Parts("no column 'audio_filepath'; the header is empty")),
-        ("audio_filepath;text\na.wav;t\n", 1, Parts("no column .*; the header is audio_filepath;text$")),
+        ("audio_filepath text\na.wav t\n", 1, Parts("no column .*; the header is audio_filepath text$")),
+        ("audio_filepath;text\na.wav;t;u\n", 2, Parts("number of fields", do="holds ';' in double quotes")),
+        (
+            'audio_filepath,text\na.wav,"t\nb.wav,u\nc.wav,v"\n',
+            2,
+            Parts("ends 2 lines later", found="t\nb.wav,u\nc.wav,v"),
+        ),
         ("audio_filepath,text\na.wav,one, two\n", 2, Parts("number of fields", expected="^2 fields")),
         ("audio_filepath,text\na.wav\n", 2, Parts("number of fields", expected="^2 fields")),
         ('audio_filepath,text\na.wav,"t\n', 2, Parts("not CSV")),
@@ -146,7 +152,7 @@ def test_bad_csv(tmp_path, content, line, parts):
 
 def test_no_manifest_or_two(tmp_path):
     write_manifest(tmp_path, [{"audio_filepath": "a.wav", "text": "t"}], "jsonl")
-    with refused(r"neither test\.jsonl nor test\.csv is there; .*train\.jsonl", where=str(tmp_path)):
+    with refused(r"none of test\.jsonl, .*test\.tsv is there; .*train\.jsonl", where=str(tmp_path)):
         read_manifest(tmp_path, "test")
     write_manifest(tmp_path, [{"audio_filepath": "a.wav", "text": "t"}], "csv")
     with refused(r"both train\.jsonl and train\.csv are there", where=str(tmp_path)):

@@ -15,7 +15,10 @@ import soundfile
 from helpers.errors import refused
 
 from flax_wavlm.data.corpora import synthetic
-from flax_wavlm.data.corpora.synthetic import GRAMMAR, MANIFEST, VOICES, _record, make_corpus
+from flax_wavlm.data.corpora.load import load_corpus
+from flax_wavlm.data.corpora.sentences import ENGLISH
+from flax_wavlm.data.corpora.synthetic import MANIFEST, VOICES, _record, make_corpus
+from flax_wavlm.data.corpora.utterance import NoSplit
 
 TINY = {"train_clips": 6, "test_clips": 2}
 
@@ -28,6 +31,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tmp_path_factory.mktemp("synthetic") / "corpus",
         train_clips=10 * speakers["TRAIN"],
         test_clips=10 * speakers["TEST"],
+        dev_clips=10 * speakers["DEV"],
     )
 
 
@@ -48,7 +52,9 @@ def sentence_of(clip: Path) -> str:
 def test_layout_is_timits(corpus: Path) -> None:
     names = sorted(contents(corpus))
     names.remove(MANIFEST)
-    assert all(re.fullmatch(r"(TRAIN|TEST)/DR1/[FM][A-Z]{3}\d/SI\d+\.(WAV|TXT|WRD)", name) for name in names)
+    assert all(
+        re.fullmatch(r"(TRAIN|TEST|DEV)/DR1/[FM][A-Z]{3}\d/SI\d+\.(WAV|TXT|WRD)", name) for name in names
+    )
     clips = sorted(corpus.rglob("*.WAV"))
     assert len(names) == 3 * len(clips)
     for clip in clips:
@@ -57,7 +63,10 @@ def test_layout_is_timits(corpus: Path) -> None:
         begin, samples, sentence = clip.with_suffix(".TXT").read_text().split(" ", 2)
         assert (int(begin), int(samples)) == (0, info.frames)
         assert sentence.lower().removesuffix(".\n").split() == [word for _, _, word in words_of(clip)]
-        assert all(word in choices for (_, _, word), choices in zip(words_of(clip), GRAMMAR, strict=True))
+        assert all(
+            word in choices
+            for (_, _, word), choices in zip(words_of(clip), ENGLISH.templates[0], strict=True)
+        )
 
 
 def test_the_demo_can_train_on_it_quickly(corpus: Path) -> None:
@@ -92,18 +101,19 @@ def test_word_times_separate_the_words(corpus: Path) -> None:
     assert np.median(crossings["s"]) > 3 * np.median(crossings["l"])
 
 
-def test_test_voices_and_sentences_are_not_in_the_training_set(corpus: Path) -> None:
+def test_no_voice_and_no_sentence_is_in_two_splits(corpus: Path) -> None:
     speakers = json.loads((corpus / MANIFEST).read_text())["speakers"]
     variants, sentences = {}, {}
-    for split in ("TRAIN", "TEST"):
+    for split in VOICES:
         names = {path.name for path in (corpus / split / "DR1").iterdir()}
         variants[split] = {speakers[name]["voice"].split("+")[1] for name in names}
         assert variants[split] == {variant for sex in VOICES[split].values() for variant in sex}
         clips = sorted((corpus / split).rglob("*.WAV"))
         sentences[split] = {sentence_of(clip) for clip in clips}
         assert len(sentences[split]) == len(clips)
-    assert not variants["TRAIN"] & variants["TEST"]
-    assert not sentences["TRAIN"] & sentences["TEST"]
+    for one, other in itertools.combinations(VOICES, 2):
+        assert not variants[one] & variants[other]
+        assert not sentences[one] & sentences[other]
 
 
 def test_every_variant_is_known_to_espeak() -> None:
@@ -122,6 +132,31 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path) -> None:
     assert {sentence_of(clip) for clip in other.rglob("*.WAV")}.isdisjoint(
         sentence_of(clip) for clip in first.rglob("*.WAV")
     )
+
+
+def test_dev_changes_nothing_else_and_completes_a_corpus_made_without(tmp_path: Path) -> None:
+    without = contents(make_corpus(tmp_path / "without", **TINY))
+    whole = contents(make_corpus(tmp_path / "whole", dev_clips=3, **TINY))
+    manifest = json.loads(whole[MANIFEST])
+    assert "dev_clips" not in json.loads(without.pop(MANIFEST))["settings"]
+    assert manifest["settings"]["dev_clips"] == 3
+    assert without.items() < whole.items()
+    assert sum(name.startswith("DEV/") for name in whole) == 9
+    speakers = {name for name, speaker in manifest["speakers"].items()}
+    assert speakers == {name.split("/")[2] for name in whole if "/" in name}
+    make_corpus(tmp_path / "without", dev_clips=3, **TINY)
+    assert contents(tmp_path / "without") == whole
+    clips, skipped = load_corpus("synthetic", tmp_path / "whole", "dev")
+    assert [clip.id for clip in clips] == sorted(clip.id for clip in clips)
+    assert (len(clips), skipped, clips[0].id[:8]) == (3, [], "dev/dr1/")
+    with refused("dev_clips is 3 there, 0 asked", where=str(tmp_path / "whole")):
+        make_corpus(tmp_path / "whole", **TINY)
+
+
+def test_a_corpus_without_dev_says_so(tmp_path: Path) -> None:
+    make_corpus(tmp_path, **TINY)
+    with pytest.raises(NoSplit, match="TRAIN"):
+        load_corpus("synthetic", tmp_path, "dev")
 
 
 def test_a_whole_corpus_is_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,6 +245,15 @@ def test_unreadable_espeak_data_is_an_error(tmp_path: Path, monkeypatch: pytest.
     [
         ({"seed": -1}, {"field": "data.synthetic.seed", "found": -1}),
         ({"train_clips": 0}, {"field": "data.synthetic.train_clips", "found": 0}),
+        ({"dev_clips": -1}, {"field": "data.synthetic.dev_clips", "found": -1}),
+        ({"language": "dee"}, {"field": "data.synthetic.language", "found": "dee"}),
+        (
+            {"train_clips": 25_500, "dev_clips": 1},
+            {
+                "field": "data.synthetic.train_clips",
+                "expected": "at most 25499 beside 100 test .* 1 dev",
+            },
+        ),
         ({"train_clips": 25_600}, {"field": "data.synthetic.train_clips", "expected": "at most 25500"}),
     ],
 )

@@ -20,7 +20,14 @@ from helpers.fake_timit import (
 )
 
 from flax_wavlm.data.audio import read_audio
-from flax_wavlm.data.corpora.timit import read_timit, read_timit_sample
+from flax_wavlm.data.corpora.load import find_splits, load_corpus
+from flax_wavlm.data.corpora.timit import (
+    CORE_TEST_SPEAKERS,
+    DEV_SPEAKERS,
+    read_timit,
+    read_timit_sample,
+    splits_of_timit,
+)
 from flax_wavlm.data.corpora.utterance import Utterance
 from flax_wavlm.data.tokenizer import normalise, vocabulary
 from flax_wavlm.errors import UserError
@@ -136,8 +143,28 @@ def test_missing_and_empty_splits(changed, tmp_path):
         file.unlink()
     with refused(r"no usable clip, 40 unusable \(train/dr1/fcjf0/sa1: no \.TXT", where="TRAIN$"):
         read_timit(changed, "train")
-    with refused(field="split", found="dev", expected="'train' or 'test'"):
+    with refused(field="split", found="valid", expected="one of train, dev, test, test-core"):
+        read_timit(changed, "valid")
+    with refused("no speaker of 'dev' in it", field="split", expected="one of train, test"):
         read_timit(changed, "dev")
+
+
+def test_dev_and_core_test_speakers(tmp_path):
+    """The field's lists: 50 and 24 of TEST's 168 speakers, none in both, two men and a woman a region."""
+    assert (len(DEV_SPEAKERS), len(CORE_TEST_SPEAKERS)) == (50, 24)
+    assert not DEV_SPEAKERS & CORE_TEST_SPEAKERS
+    assert sum(name.startswith("f") for name in CORE_TEST_SPEAKERS) == 8
+    root = build_fake_timit(tmp_path / "TIMIT", "ldc_upper")
+    assert splits_of_timit(root) == ["train", "test"]  # its TEST has no speaker of the core test
+    speaker = next(iter(root.glob("**/TEST/DR5/MRPP0")))
+    speaker.rename(speaker.with_name("MJDH0"))
+    assert splits_of_timit(root) == ["train", "test", "dev", "test-core"]
+    found = {split: read_timit(root, split)[0] for split in splits_of_timit(root)}
+    assert {u.speaker for u in found["dev"]} == {"faks0"}
+    assert {u.speaker for u in found["test-core"]} == {"mjdh0"}
+    assert [u.id for u in found["dev"] + found["test-core"]] == [u.id for u in found["test"]]
+    assert find_splits("timit", root) == {"train": "train", "dev": "dev", "test": "test-core"}
+    assert len(load_corpus("timit", root, "test")[0]) == 20  # the whole folder, as evaluate.py reads it
 
 
 @pytest.mark.parametrize("held_out", [("dr1-mcpm0",), ("mcpm0",), ("MCPM0", "dr1-MCPM0")])

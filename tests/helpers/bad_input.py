@@ -71,7 +71,7 @@ def check_error(case: Case, tiny: Reference, folder: Path) -> None:
     with pytest.raises(Exception) as raised:  # noqa: PT011 - its type and parts are looked at below
         case.give(folder, tiny)
     error = raised.value
-    assert type(error) is UserError, repr(error)
+    assert isinstance(error, UserError), repr(error)
     assert "\n" not in str(error)
     if isinstance(case.error, Parts):
         case.error.check(error)

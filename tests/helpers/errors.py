@@ -27,7 +27,7 @@ class Parts:
     do: str = ""
 
     def check(self, error: BaseException) -> None:
-        assert type(error) is UserError, repr(error)
+        assert isinstance(error, UserError), repr(error)
         assert "\n" not in str(error)
         for name in ("problem", "where", "expected", "do"):
             assert re.search(getattr(self, name), getattr(error, name)), (name, str(error))

@@ -7,7 +7,13 @@ from types import ModuleType
 from typing import Any
 
 from flax_wavlm.data.preprocessor import Preprocessor
-from flax_wavlm.training.config import DataSettings, LoopSettings, ModelSettings, OptimSettings, TrainConfig
+from flax_wavlm.training.config import (
+    DataSettings,
+    LoopSettings,
+    ModelSettings,
+    OptimSettings,
+    TrainConfig,
+)
 from flax_wavlm.training.report.metrics import read_metrics
 from helpers.fake_timit import build_fake_timit
 from helpers.reference import tiny_reference
@@ -33,7 +39,9 @@ def small_run(tmp_path: Path, workdir: str, kind: str = "large") -> TrainConfig:
     return TrainConfig(
         workdir=str(tmp_path / workdir),
         model=ModelSettings(checkpoint=str(root)),
-        data=DataSettings(corpus="timit", path=(root / "data").read_text(), train_max_seconds=4.0, buckets=1),
+        data=DataSettings(
+            corpus="timit", path=(root / "data").read_text(), dev="test", train_max_seconds=4.0, buckets=1
+        ),
         train=LoopSettings(
             batch_size=16, steps=6, eval_batch_size=8, eval_every=4, log_every=2, save_every=1
         ),

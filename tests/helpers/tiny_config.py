@@ -26,7 +26,7 @@ def get_config() -> TrainConfig:
                 mask_time_length=3,
             )
         ),
-        data=DataSettings(corpus="manifest", buckets=2),
+        data=DataSettings(corpus="manifest", dev="test", buckets=2),
         train=LoopSettings(
             batch_size=8, steps=12, eval_batch_size=8, eval_every=6, log_every=1, save_every=1
         ),

@@ -1,6 +1,7 @@
 """Character CTC as a task: loss, decoding, scores; and how scores choose."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from flax_wavlm.recognition.ctc_loss import loss_of_ctc
 from flax_wavlm.recognition.ctc_task import CTC_SCORING, character_ctc
 from flax_wavlm.recognition.decoding import NO_FRAME
 from flax_wavlm.recognition.metrics import error_rates, wer_hf_padded
-from flax_wavlm.recognition.task import Scoring
+from flax_wavlm.recognition.task import Scoring, choosing
 
 TOKENIZER = CTCTokenizer.from_texts(["abc'"])
 TASK = character_ctc(TOKENIZER)
@@ -71,15 +72,15 @@ def row(step: int, **scores: float) -> dict[str, float | str]:
     return {"step": step, "split": "test", **scores}
 
 
-@pytest.mark.parametrize(("highest", "best"), [(False, 2), (True, 3)])
-def test_best_is_the_earliest_of_equals(highest: bool, best: int) -> None:
+@pytest.mark.parametrize(("highest", "best"), [(False, 4), (True, 5)])
+def test_best_is_the_latest_of_equals(highest: bool, best: int) -> None:
     scoring = Scoring(titles={"x": "X"}, line="", best_by="x", highest=highest)
     rows = [row(1, x=0.5), row(2, x=0.1), row(3, x=0.9), row(4, x=0.1), row(5, x=0.9), row(6, x=math.nan)]
     rows += [{"step": 7, "split": "train", "x": -1.0}, row(8)]
     found = scoring.best(rows)
     assert found is not None
     assert found["step"] == best
-    assert list(scoring.by_step(rows)) == [1, 2, 3, 4, 5, 6]
+    assert sorted(scoring.ranks(rows)) == [1, 2, 3, 4, 5]
     assert scoring.best([row(1, x=math.nan), row(2)]) is None
 
 
@@ -89,3 +90,31 @@ def test_the_loss_may_choose() -> None:
     found = scoring.best([row(1, loss=2.0, wer=0.1), row(2, loss=1.0, wer=0.2)])
     assert found is not None
     assert found["step"] == 2
+
+
+def test_ties_go_to_cer_then_loss_then_the_later_step() -> None:
+    def best(*rows: dict[str, Any]) -> int:
+        found = CTC_SCORING.best(rows)
+        assert found is not None
+        return found["step"]
+
+    one_word = row(1, wer=1.0, cer=0.5, loss=2.0)
+    assert best(one_word, row(2, wer=1.0, cer=0.4, loss=3.0), row(3, wer=1.0, cer=0.6, loss=1.0)) == 2
+    assert best(one_word, row(2, wer=1.0, cer=0.5, loss=1.0), row(3, wer=1.0, cer=0.5, loss=3.0)) == 2
+    assert best(one_word, row(2, wer=1.0, cer=0.5, loss=2.0)) == 2
+    assert best(one_word, row(2, wer=1.1, cer=0.1, loss=0.1)) == 1
+
+
+def test_test_chooses_nothing_where_there_is_a_dev_split() -> None:
+    rows = [
+        {"step": step, "split": split, "wer": wer, "cer": 0.1, "loss": 1.0}
+        for step, split, wer in ((1, "dev", 0.5), (2, "dev", 0.4), (3, "dev", 0.6), (3, "test", 0.0))
+    ]
+    assert [r["split"] for r in choosing(rows)] == ["dev"] * 3
+    found = CTC_SCORING.best(rows)
+    assert found is not None
+    assert found["step"] == 2
+    assert sorted(CTC_SCORING.ranks(rows)) == [1, 2, 3]
+    assert choosing([{"step": 1, "split": "test"}, {"step": 1, "split": "train"}]) == [
+        {"step": 1, "split": "test"}
+    ]

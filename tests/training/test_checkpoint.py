@@ -81,7 +81,7 @@ def save(checkpoints: Checkpoints, step: int, wer: float | None) -> None:
     """As a run does: the evaluation comes after the checkpoint."""
     checkpoints.save(new_state(step=step, seed=step), position={"at": step}, config=CONFIG)
     if wer is not None:
-        checkpoints.scores[step] = wer
+        checkpoints.ranks[step] = (wer, -step)
 
 
 def steps_kept(checkpoints: Checkpoints) -> list[int]:
@@ -186,7 +186,7 @@ def test_latest_two_and_the_best_are_kept(tmp_path: Path) -> None:
     assert (checkpoints.best_step(), checkpoints.latest_step()) == (5, 8)
     checkpoints.close()
     assert sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()) == [5, 7, 8]
-    again = Checkpoints(tmp_path, checkpoints.scores)
+    again = Checkpoints(tmp_path, checkpoints.ranks)
     assert (again.best_step(), again.latest_step(), steps_kept(again)) == (5, 8, [5, 7, 8])
     best = combine(*partition(new_params(5), freeze_feature_encoder=True))
     assert_bit_equal(
@@ -212,18 +212,18 @@ def test_checkpoints_without_an_evaluation(tmp_path: Path) -> None:
     assert steps_kept(checkpoints) == [2, 4, 5]
     assert (checkpoints.best_step(), checkpoints.latest_step()) == (2, 5)
     checkpoints.close()
-    again = Checkpoints(tmp_path, checkpoints.scores)
+    again = Checkpoints(tmp_path, checkpoints.ranks)
     assert (again.best_step(), again.latest_step()) == (2, 5)
     again.close()
 
 
-def test_the_earlier_of_equals_is_the_best(tmp_path: Path) -> None:
+def test_the_later_of_equals_is_the_best(tmp_path: Path) -> None:
     """As in the table of results."""
     checkpoints = Checkpoints(tmp_path)
     for step, wer in ((1, 0.5), (2, 0.5), (3, 0.7), (4, 0.8)):
         save(checkpoints, step, wer)
-    assert checkpoints.best_step() == 1
-    assert steps_kept(checkpoints) == [1, 3, 4]  # the best is kept, and not its equal
+    assert checkpoints.best_step() == 2
+    assert steps_kept(checkpoints) == [2, 3, 4]  # the best is kept, and not its equal
     checkpoints.close()
 
 

@@ -11,9 +11,18 @@ from flax_wavlm.errors import UserError
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.training import config as config_module
 from flax_wavlm.training.config import TrainConfig, field_names, flatten, read_saved
-from flax_wavlm.training.workdir import FREE_TO_CHANGE, check_same_run
+from flax_wavlm.training.workdir import FREE_TO_CHANGE, as_begun, check_same_run
 
-GROUPS = ("model", "model.overrides", "data", "data.synthetic", "train", "optim", "mesh")
+GROUPS = (
+    "model",
+    "model.overrides",
+    "data",
+    "data.splits",
+    "data.synthetic",
+    "train",
+    "optim",
+    "mesh",
+)
 ARCHITECTURE = sorted(f"model.config.{name}" for name in flatten(WavLMConfig()))
 
 
@@ -42,6 +51,9 @@ def test_absent_field_is_the_default(name: str, tmp_path: Path) -> None:
     if name in ("model", "model.config"):
         config.model.config = None  # the default
     begun_run(tmp_path, config, without=name)
+    config.workdir = str(tmp_path)
+    config = as_begun(config)
+    config.workdir = ""  # the default
     check_same_run(tmp_path, config)
     assert flatten(read_saved(tmp_path / "config.json")) == flatten(json.loads(json.dumps(config.to_dict())))
 
@@ -128,3 +140,27 @@ def test_without_a_checkpoint_there_is_nothing_to_lose(tmp_path: Path) -> None:
     begun_run(tmp_path, TrainConfig())
     (tmp_path / "checkpoints" / "1").rmdir()
     check_same_run(tmp_path, defaults())
+
+
+def test_run_begun_before_goes_on_as_it_was(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A recipe of today, which says more than the run's config.json could, is no other configuration."""
+    config = defaults()
+    config.workdir = str(tmp_path)
+    config.data.dev = "test"
+    begun_run(tmp_path, config, without="data.weights")
+    saved = json.loads((tmp_path / "config.json").read_text())
+    del saved["data"]["dev"], saved["data"]["channel"], saved["train"]["best_by"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    begun = as_begun(config)
+    assert (begun.data.dev, begun.data.channel) == ("test", "mean")
+    assert begun.train.best_by == "wer"
+    assert config.train.best_by == "auto"  # the caller's is not changed
+    assert "train.best_by = 'wer'" in caplog.text
+    assert "data.dev = " not in caplog.text
+    check_same_run(tmp_path, begun)
+
+
+def test_new_run_is_as_the_recipe_says(tmp_path: Path) -> None:
+    config = defaults()
+    config.workdir = str(tmp_path)
+    assert as_begun(config) is config

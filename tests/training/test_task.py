@@ -148,7 +148,7 @@ def test_second_task(clips: list[Clip], tmp_path: Path) -> None:
     eval_step = make_eval_step(PITCH, CONFIG, mesh)
     eval_clips = ClipBatches(clips, 8, 1, do_normalize=True)
 
-    journal = Journal(tmp_path, batches.steps_per_epoch, PITCH.scoring)
+    journal = Journal(tmp_path, batches.steps_per_epoch, PITCH.scoring, "test")
     figures: list[dict[str, Any]] = []
 
     def save_and_evaluate(state: TrainState, number: int) -> None:
@@ -160,7 +160,7 @@ def test_second_task(clips: list[Clip], tmp_path: Path) -> None:
         journal.write(number, "test", result.figures)
         figures.append(result.figures)
 
-    with Checkpoints(tmp_path / "checkpoints", journal.scores, highest=PITCH.scoring.highest) as checkpoints:
+    with Checkpoints(tmp_path / "checkpoints", journal.ranks) as checkpoints:
         losses = []
         for number in range(1, STEPS + 1):
             batch = batches[number - 1]

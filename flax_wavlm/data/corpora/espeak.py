@@ -116,18 +116,19 @@ class Espeak:
     def speak(
         self, sentence: str, *, voice: str, rate: int, pitch: int
     ) -> tuple[np.ndarray, list[tuple[float, str]]]:
-        """Speaks ASCII text.
+        """Speaks a sentence, in any script that the voice's language is written in.
 
         Args:
-            voice: an accent with a variant, "en-us+f1".
+            voice: a language or accent, with or without a variant: "en-us+f1", "de", "cmn+m3".
             rate: words a minute.
             pitch: 0 to 100, 50 being the voice's own.
         Returns:
-            float64 samples [N] in -1..1 at `self.rate`, and each word with its begin in seconds.
+            float64 samples [N] in -1..1 at `self.rate`, and each word with its begin in seconds. Words
+            are what espeak-ng takes for words: in Mandarin it passes over characters.
         """
         self._samples.clear()
         self._words.clear()
-        text = sentence.encode("ascii")
+        text = sentence.encode()
         # First the voice, which resets the parameters. Loud variants clip at the normal volume of 100.
         self._check("SetVoiceByName", voice.encode())
         self._check("SetParameter", _RATE, rate, 0)

@@ -1,42 +1,69 @@
-"""Datasets of the Hugging Face hub, or of its `datasets` library on the disk."""
+"""Data sets of the Hugging Face hub, and those that its `datasets` library has on the disk."""
 
 from __future__ import annotations
 
-from functools import partial
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from flax_wavlm.data.corpora.audiofolder import is_audiofolder, read_audiofolder, splits_of_audiofolder
+from flax_wavlm.data.corpora.hub_columns import audio_getter, find_column, find_speaker, text_column_of
+from flax_wavlm.data.corpora.splits import no_such_split
 from flax_wavlm.data.corpora.utterance import Skipped, Utterance, empty_split
-from flax_wavlm.errors import UserError, reason, shown, some
+from flax_wavlm.errors import UserError, reason, some
+from flax_wavlm.files import is_file, read_json_object
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_SPLIT = re.compile(r"([\w.-]+)(\[.*\])?")
+_TABLES = (".parquet", ".arrow")
 
 
 def read_hub(
     name: str,
     split: str,
     *,
-    audio_column: str = "audio",
-    text_column: str = "text",
+    audio_column: str = "",
+    text_column: str = "",
     config: str | None = None,
 ) -> tuple[list[Utterance], list[Skipped]]:
-    """A Hugging Face dataset: hub id, folder of parquet files, or a DatasetDict saved to disk.
+    """A split of a Hugging Face data set.
 
-    Audio stays undecoded: each utterance's `audio` gives the bytes of its file when called. An id is the
-    split and the row, "train/000017". Rows without text are skipped. (Datasets that are plain audio files,
-    "audiofolder", load only where torchcodec is installed: datasets 5 asks for it even to note a path.)
+    Audio stays undecoded: each utterance's `audio` gives the bytes of its file, or its samples, when called.
+    An id is the split and the row in the whole split, "train/000017". Rows without text are skipped.
 
-    Raises UserError where `datasets` cannot load it, or a column is missing or of another kind.
+    Args:
+        name: a hub id, a folder of parquet files or of audio files with `metadata.csv`, a parquet file, or
+            what `save_to_disk` wrote.
+        split: its name, or a part of one, as `datasets` writes it: "train[:95%]", "train[100:200]".
+        audio_column, text_column: empty: found, see `hub_columns`.
+        config: the data set's configuration.
+    Raises:
+        NoSplit: there is no such split.
+        UserError: `datasets` cannot load it, or a column is missing, of another kind, or one of several.
     """
+    if is_audiofolder(Path(name)):
+        return read_audiofolder(Path(name), split, text_column)
     where = f"Hugging Face dataset {name!r}"
-    dataset = _load(name, config, split)
-    audio = _checked_columns(dataset, audio_column, text_column, where)
+    match = _SPLIT.fullmatch(split)
+    if not match:
+        raise no_such_split(where, split, splits_of_hub(name, config=config))
+    base, part = match[1], match[2] or ""
+    dataset = _load(name, config, base)
+    rows = _rows(part, len(dataset), where, split)
+    audio = find_column(dataset, audio_column, where)
+    text = text_column_of(dataset, text_column, where)
+    get_audio = audio_getter(dataset, audio, where, Path(name))
+    speaker = find_speaker(dataset)
+    speakers = dataset[speaker][:] if speaker else [""] * len(dataset)
+    texts = dataset[text][:]
     utterances, skipped = [], []
-    for row, text in enumerate(dataset[text_column][:]):
-        id = f"{split}/{row:06d}"
-        if text and text.strip():
-            utterances.append(Utterance(id, partial(_audio_bytes, audio, row, audio_column, id), text))
+    for row in rows:
+        id = f"{base}/{row:06d}"
+        if texts[row] and texts[row].strip():
+            who = "" if speakers[row] is None else str(speakers[row])
+            utterances.append(Utterance(id, get_audio(row, id), texts[row], who))
         else:
             skipped.append(Skipped(id, "no text"))
     if not utterances:
@@ -44,66 +71,126 @@ def read_hub(
     return utterances, skipped
 
 
-def _load(name: str, config: str | None, split: str) -> Dataset:
+def splits_of_hub(name: str, *, config: str | None = None) -> list[str]:
+    """The names of the splits that there are; those of a hub id are asked of the hub."""
+    if is_audiofolder(Path(name)):
+        return splits_of_audiofolder(Path(name))
     import datasets
 
     try:
-        if (Path(name) / "dataset_dict.json").exists():
-            return datasets.load_from_disk(name)[split]
-        return datasets.load_dataset(name, config, split=split)
+        if (saved := _saved(name)) is not None:
+            return list(saved)
+        if _is_table(name):
+            return ["train"]
+        return list(datasets.get_dataset_split_names(name, config))
     except Exception as error:  # the hub, the network, the cache and each format have their own exceptions
-        cause: BaseException = error
-        while cause.__cause__:  # "An error occurred while generating the dataset" says nothing
-            cause = cause.__cause__
-        raise UserError(
-            f"datasets cannot load it ({type(cause).__name__}: {reason(cause)})",
-            where=f"Hugging Face dataset {name!r}, config {config!r}, split {split!r}",
-            field="data.path",
-            do="check data.path, the split's name and the network; folders of audio files need torchcodec "
-            "here: write a manifest for them, and set data.corpus to manifest",
-        ) from error
+        raise _cannot_load(name, config, "", error) from error
 
 
-def _checked_columns(dataset: Dataset, audio_column: str, text_column: str, where: str) -> Dataset:
-    """The column of undecoded audio; UserError where either column is missing or of another kind."""
+def _load(name: str, config: str | None, split: str) -> Dataset:
+    """A whole split; no code of the data set is run, since `datasets` 4 dropped loading scripts."""
     import datasets
 
-    columns = {"data.audio_column": audio_column, "data.text_column": text_column}
-    for field, column in columns.items():
-        if column not in dataset.column_names:
-            expected = f"one of the columns {some(dataset.column_names)}"
-            raise UserError(where=where, field=field, found=column, expected=expected)
-    kind = dataset.features[text_column]
-    if kind not in (datasets.Value("string"), datasets.Value("large_string")):
+    try:
+        if (saved := _saved(name)) is not None:
+            return _load_saved(saved, split, f"Hugging Face dataset {name!r}")
+        if _is_table(name):
+            if split != "train":
+                raise no_such_split(f"Hugging Face dataset {name!r}", split, ["train"])
+            return datasets.load_dataset(Path(name).suffix[1:], data_files={"train": name}, split="train")
+        return datasets.load_dataset(name, config, split=split)
+    except UserError:
+        raise
+    except Exception as error:  # the hub, the network, the cache and each format have their own exceptions
+        raise _cannot_load(name, config, split, error) from error
+
+
+def _saved(name: str) -> dict[str, Path] | None:
+    """The folder of each split that `save_to_disk` wrote, of a DatasetDict or of one Dataset; else None."""
+    folder = Path(name)
+    if is_file(folder / "dataset_dict.json"):
+        splits = read_json_object(folder / "dataset_dict.json", "the names of splits").get("splits", [])
+        return {str(split): folder / Path(str(split)).name for split in splits}
+    if is_file(folder / "state.json") and is_file(folder / "dataset_info.json"):
+        state = read_json_object(folder / "state.json", "the state of a data set")
+        return {str(state.get("_split") or "train").partition("[")[0]: folder}
+    return None
+
+
+def _load_saved(saved: dict[str, Path], split: str, where: str) -> Dataset:
+    import datasets
+
+    if split not in saved:
+        raise no_such_split(where, split, list(saved))
+    state = read_json_object(saved[split] / "state.json", "the state of a data set")
+    if not state.get("_data_files"):  # a split without rows has no files, and `datasets` cannot load it
+        raise empty_split(where, f"rows in split {split!r}", [])
+    return datasets.load_from_disk(str(saved[split]))
+
+
+def _is_table(name: str) -> bool:
+    return Path(name).suffix in _TABLES and is_file(Path(name))
+
+
+def _rows(part: str, count: int, where: str, split: str) -> range:
+    """The rows that "[:95%]" means, rounded as `datasets` does; "" means all."""
+    if not part:
+        return range(count)
+    import datasets
+
+    try:
+        [rows] = datasets.ReadInstruction.from_spec(f"rows{part}").to_absolute({"rows": count})
+    except (ValueError, AssertionError) as error:
         raise UserError(
+            f"{part} is no part of a split ({reason(error)})",
             where=where,
-            field="data.text_column",
-            found=text_column,
-            expected=f"a column of text, not of {kind}",
+            field="split",
+            found=split,
+            expected="a part such as train[:95%], train[95%:] or train[100:200]",
+        ) from error
+    return range(rows.from_ or 0, count if rows.to is None else rows.to)
+
+
+def _cannot_load(name: str, config: str | None, split: str, error: Exception) -> UserError:
+    """One line for what `datasets` raised, with what to do."""
+    where = f"Hugging Face dataset {name!r}"
+    messages, cause = [str(error)], error
+    while isinstance(cause.__cause__, Exception):  # "An error occurred while generating" says nothing
+        cause = cause.__cause__
+        messages.append(str(cause))
+    said = " ".join(messages)
+    if unknown := re.search(r"Unknown split .*?\[(.*?)\]", said):
+        return no_such_split(where, split, _quoted(unknown[1]))
+    if re.search(r"BuilderConfig .* not found|Config name is missing", said):
+        listed = re.search(r"(?:Available|available configs): \[(.*?)\]", said, re.DOTALL)
+        return UserError(
+            where=where,
+            field="data.hub_config",
+            found=config or "",
+            expected=f"one of {some(_quoted(listed[1]))}" if listed else "one of the data set's",
         )
-    try:
-        # decode=False: decoding in datasets 4 and later needs torchcodec and ffmpeg.
-        return dataset.select_columns([audio_column]).cast_column(audio_column, datasets.Audio(decode=False))
-    except Exception as error:  # pyarrow's and datasets' own
-        raise UserError(
-            where=where,
-            field="data.audio_column",
-            found=audio_column,
-            expected=f"a column of audio files, not of {dataset.features[audio_column]}",
-        ) from error
+    where = f"{where}, config {config!r}" + (f", split {split!r}" if split else "")
+    return UserError(
+        f"datasets cannot load it ({type(cause).__name__}: {reason(cause)})",
+        where=where,
+        field="data.path",
+        do=_what_to_do(said, name),
+    )
 
 
-def _audio_bytes(dataset: Dataset, row: int, column: str, id: str) -> bytes:
-    """The bytes of the audio file in one row; a row holds them, or a path to them."""
-    audio = dataset[row][column]
-    if audio and audio["bytes"]:
-        return audio["bytes"]
-    path = audio["path"] if audio else None
-    try:
-        return Path(path or "").read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise UserError(
-            f"no audio in it, and the file {shown(path)} cannot be read ({reason(error)})",
-            where=f"Hugging Face dataset row {id}",
-            do="load the dataset again, or remove the row",
-        ) from error
+def _what_to_do(said: str, name: str) -> str:
+    if "gated" in said:
+        return f"ask for access on https://huggingface.co/datasets/{name}, then log in with `hf auth login`"
+    if "doesn't exist on the Hub" in said:
+        return "check data.path; a private data set needs `hf auth login` first"
+    if "torchcodec" in said:
+        return "write a manifest for these audio files, and set data.corpus to manifest"
+    if "scripts are no longer supported" in said:
+        return "it has a program that loads it, which is not run: use a copy in parquet, or write a manifest"
+    if re.search(r"offline|couldn't reach|connection", said, re.IGNORECASE):
+        return "check the network and HF_HUB_OFFLINE, or download it and set data.path to its folder"
+    return "check data.path and the network"
+
+
+def _quoted(names: str) -> list[Any]:
+    return re.findall(r"'([^']*)'", names)

@@ -1,70 +1,97 @@
-"""Manifests: a file a split, a line a clip, in JSON lines or CSV."""
+"""Manifests: a file a split, a line a clip or a part of a file, as JSON lines, JSON, CSV or TSV."""
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flax_wavlm.data.corpora.folders import listing, read_utf8
-from flax_wavlm.data.corpora.utterance import Skipped, Utterance, by_id, empty_split
+from flax_wavlm.data.corpora.audio_files import AudioFiles
+from flax_wavlm.data.corpora.folders import listing
+from flax_wavlm.data.corpora.parts import alias, part_of, segments_of
+from flax_wavlm.data.corpora.tables import TABLE_SUFFIXES, table_rows
+from flax_wavlm.data.corpora.utterance import (
+    NoSplit,
+    Skipped,
+    Utterance,
+    by_id,
+    empty_split,
+    in_usual_order,
+)
 from flax_wavlm.errors import UserError, some
-from flax_wavlm.files import exists, is_file, parse_json
+from flax_wavlm.files import exists, folder_entries
 
-_COLUMNS_SHOWN = 300  # characters
-
-Row = tuple[str, dict[str, Any]]  # "file:line", and the line's fields
+# Names under which other tools write a field.
+_AUDIO = (
+    *("audio_filepath", "audio", "audio_path", "audio_file", "audio_filename", "path", "file", "file_name"),
+    *("filename", "filepath", "file_path", "wav", "wav_path", "wav_file", "wav_filename"),
+)
+_TEXT = (
+    *("text", "sentence", "transcript", "transcription", "normalized_text", "normalised_text", "ref"),
+    *("reference", "txt", "wrd"),
+)
+_SPEAKER = ("speaker", "speaker_id", "client_id", "spk", "spk_id", "spkr")
+_ID = ("id", "ID", "utt_id", "utterance_id", "utt")
 
 
 def read_manifest(folder: str | Path, split: str) -> tuple[list[Utterance], list[Skipped]]:
-    """`<split>.jsonl` or `<split>.csv` in a folder, one clip a line, UTF-8.
+    """`<split>.jsonl`, `.json`, `.csv` or `.tsv` in a folder, one clip a line, UTF-8.
 
-    Fields: `audio_filepath` (absolute, or relative to the manifest), `text`, and optionally `duration` in
-    seconds, `speaker` and `id` (by default audio_filepath as written). Other fields are ignored, except a
-    non-zero `offset`: clips cut out of longer files are not supported. A clip whose text is empty is skipped.
+    Fields: `audio_filepath` (absolute, or relative to the manifest), `text`, and optionally `speaker`, `id`
+    (by default audio_filepath as written), and times in seconds, see `parts.part_of`: `duration` of the file,
+    or the part of it that the text belongs to, which is `@start-end` in the default id. A list `segments` of
+    objects with `start`, `end` and `text` makes an utterance of each, `<id>#0001` and so on. The usual other
+    names of these fields are known. Other fields are ignored. A clip whose text is empty is skipped.
 
-    Raises UserError with file and line for anything else that is wrong: not UTF-8, not JSON, a missing or
-    malformed field, a repeated id, no such audio file.
+    Raises NoSplit, and UserError with file and line for anything else that is wrong: not UTF-8, not JSON, a
+    missing or malformed field, two fields that mean the same and differ, times that contradict each other, a
+    repeated id; and with the audio files that are missing.
     """
     manifest = _find(Path(folder), split)
-    text = read_utf8(manifest)
-    rows = _jsonl_rows(manifest, text) if manifest.suffix == ".jsonl" else _csv_rows(manifest, text)
-
+    files = AudioFiles("audio_filepath", "an absolute path, or one relative to the manifest")
     utterances, skipped, lines = [], [], dict[str, str]()
-    for where, row in rows:
-        utterance = _utterance(where, row, manifest.parent)
-        if utterance.id in lines:
-            raise UserError(
-                f"id {utterance.id!r} is also at {lines[utterance.id]}",
-                where=where,
-                field="id",
-                expected="one line a clip",
-                do="remove one, or give each clip its own id",
-            )
-        lines[utterance.id] = where
-        if utterance.text.strip():
-            utterances.append(utterance)
-        else:
-            skipped.append(Skipped(utterance.id, f"no text ({where})"))
+    for where, row in table_rows(manifest, (_AUDIO, _TEXT)):
+        for clip in _clips(where, row, manifest.parent, files):
+            if clip.id in lines:
+                raise UserError(
+                    f"id {clip.id!r} is also at {lines[clip.id]}",
+                    where=where,
+                    field="id",
+                    expected="one line a clip",
+                    do="remove one, or give each clip its own id",
+                )
+            lines[clip.id] = where
+            if isinstance(clip, Utterance):
+                utterances.append(clip)
+            else:
+                skipped.append(clip)
+    files.check()
     if not utterances:
         raise empty_split(str(manifest), "one clip a line with audio_filepath and text", skipped)
     return sorted(utterances, key=by_id), sorted(skipped, key=by_id)
 
 
+def splits_of_manifest(folder: str | Path) -> list[str]:
+    """The splits that are there: the names of the files that may be manifests."""
+    return in_usual_order(
+        file.stem
+        for file in folder_entries(Path(folder))
+        if file.suffix in TABLE_SUFFIXES and not file.name.startswith(".")
+    )
+
+
 def _find(folder: Path, split: str) -> Path:
-    manifests = [file for suffix in ("jsonl", "csv") if exists(file := folder / f"{split}.{suffix}")]
+    manifests = [file for suffix in TABLE_SUFFIXES if exists(file := folder / f"{split}{suffix}")]
     if not manifests:
-        raise UserError(
-            f"neither {split}.jsonl nor {split}.csv is there; it holds {listing(folder)}",
+        names = [f"{split}{suffix}" for suffix in TABLE_SUFFIXES]
+        raise NoSplit(
+            f"none of {some(names)} is there; it holds {listing(folder)}",
             where=folder,
             expected="one of them",
         )
     if len(manifests) > 1:
         raise UserError(
-            f"both {split}.jsonl and {split}.csv are there",
+            f"both {manifests[0].name} and {manifests[1].name} are there",
             where=folder,
             expected="one of them",
             do="remove the one that is out of date",
@@ -72,93 +99,43 @@ def _find(folder: Path, split: str) -> Path:
     return manifests[0]
 
 
-def _jsonl_rows(manifest: Path, text: str) -> Iterator[Row]:
-    """Each line that is not blank."""
-    # Not splitlines: U+2028 and its kind may stand inside a JSON string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{manifest}:{number}"
-        try:
-            row = parse_json(line)
-        except ValueError as error:
-            raise UserError(f"not JSON ({error})", where=where, expected="one JSON object a line") from error
-        if not isinstance(row, dict):
-            raise UserError(
-                "not an object",
-                where=where,
-                found=line.strip()[:60],
-                expected="a JSON object with audio_filepath and text",
-            )
-        yield where, row
-
-
-def _csv_rows(manifest: Path, text: str) -> Iterator[Row]:
-    """Each row, without its empty fields; only an empty text is kept."""
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = reader.fieldnames or []
-        _check_header(header, f"{manifest}:1")
-        for row in reader:
-            where = f"{manifest}:{reader.line_num}"
-            if None in row or None in row.values():
-                raise UserError(
-                    "the row has not the header's number of fields",
-                    where=where,
-                    expected=f"{len(header)} fields",
-                    do='put a text that holds commas in double quotes ("...")',
-                )
-            yield where, {field: value for field, value in row.items() if value or field == "text"}
-    except csv.Error as error:  # line_num is still that of the row before
-        raise UserError(
-            f"not CSV ({error})",
-            where=f"{manifest}:{reader.line_num + 1}",
-            expected='comma-separated fields, quoted with double quotes ("...")',
-        ) from error
-
-
-def _check_header(header: Sequence[str], where: str) -> None:
-    for field in ("audio_filepath", "text"):
-        if field not in header:
-            columns = " ".join(some(header).split())[:_COLUMNS_SHOWN]  # a quoted name may hold line ends
-            raise UserError(
-                f"no column {field!r}; the header is {columns or 'empty'}",
-                where=where,
-                field=field,
-                expected="a header line with audio_filepath and text, separated by commas",
-            )
-    if repeated := sorted({field for field in header if header.count(field) > 1}):
-        raise UserError(
-            f"the column {repeated[0]!r} is there twice",
-            where=where,
-            field=repeated[0],
-            expected="each once",
-            do="remove one",
-        )
-
-
-def _utterance(where: str, row: dict[str, Any], folder: Path) -> Utterance:
-    """The clip of one line; an absolute path in it replaces the folder."""
-    path = _string(where, row, "audio_filepath")
+def _clips(where: str, row: dict[str, Any], folder: Path, files: AudioFiles) -> Iterator[Utterance | Skipped]:
+    """The clip of a line, or one for each of its segments."""
+    audio_field = alias(where, row, _AUDIO) or "audio_filepath"
+    path = _string(where, row, audio_field)
     if not path:
-        raise _wrong(where, "audio_filepath", path, "a path")
-    text = _string(where, row, "text")
-    names = {field: row.get(field, default) for field, default in (("id", path), ("speaker", ""))}
-    for field, value in names.items():
-        if type(value) not in (str, int):
-            raise _wrong(where, field, value, "a string")
-    duration, offset = _seconds(where, row, "duration"), _seconds(where, row, "offset")
-    if offset:
-        raise UserError(
-            where=where,
-            field="offset",
-            found=row["offset"],
-            expected="none, as clips inside longer files are not supported",
-            do="cut the file up into one file a clip",
-        )
-    audio = folder / path
-    _check_audio(where, path, audio)
-    return Utterance(str(names["id"]), audio, text, str(names["speaker"]), duration)
+        raise _wrong(where, audio_field, path, "a path")
+    id, speaker = _name(where, row, _ID), _name(where, row, _SPEAKER)
+    segments = segments_of(where, row)
+    if not segments:
+        part = part_of(where, row)
+        yield _clip(where, row, files, folder, path, id or f"{path}{part.name}", speaker)
+    for number, segment in enumerate(segments, start=1):
+        within = f"{where}, segment {number}"
+        own = _name(within, segment, _SPEAKER) or speaker
+        if part_of(within, segment).end is None:
+            raise UserError(
+                "the segment has no end",
+                where=within,
+                field="segments",
+                expected="start, end and text",
+                do="correct the line",
+            )
+        yield _clip(within, segment, files, folder, path, f"{id or path}#{number:04d}", own)
+
+
+def _clip(
+    where: str, row: dict[str, Any], files: AudioFiles, folder: Path, path: str, id: str, speaker: str
+) -> Utterance | Skipped:
+    """The clip, where `row` has its text and times; an absolute path replaces the folder."""
+    text = _string(where, row, alias(where, row, _TEXT) or "text")
+    part = part_of(where, row)
+    if not text.strip():
+        return Skipped(id, f"no text ({where})")
+    if part.is_empty:
+        return Skipped(id, f"the part has no length ({where})")
+    audio = files.find(where, path, folder / path)
+    return Utterance(id, audio, text, speaker, part.duration, part.start, part.end)
 
 
 def _string(where: str, row: dict[str, Any], field: str) -> str:
@@ -171,35 +148,12 @@ def _string(where: str, row: dict[str, Any], field: str) -> str:
     return row[field]
 
 
-def _seconds(where: str, row: dict[str, Any], field: str) -> float | None:
-    """A number of seconds from 0, or None where the line has none."""
-    value = row.get(field)
-    if value is None:
-        return None
-    try:
-        seconds = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise _wrong(where, field, value, "seconds from 0")
-    return seconds
-
-
-def _check_audio(where: str, path: str, audio: Path) -> None:
-    try:
-        there = is_file(audio)
-    except UserError as error:
-        raise UserError(
-            f"audio_filepath cannot be used: {error}", where=where, field="audio_filepath"
-        ) from error
-    if not there:
-        raise UserError(
-            where=where,
-            field="audio_filepath",
-            found=path,
-            expected=f"an absolute path, or one relative to the manifest, and there is no file {audio}",
-            do="correct the line",
-        )
+def _name(where: str, row: dict[str, Any], names: tuple[str, ...]) -> str:
+    field = alias(where, row, names)
+    value = row[field] if field else ""
+    if type(value) not in (str, int):
+        raise _wrong(where, field, value, "a string")
+    return str(value)
 
 
 def _wrong(where: str, field: str, found: Any, expected: str) -> UserError:

@@ -3,22 +3,67 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from flax_wavlm.data.corpora.folders import folders, listing, read_utf8
-from flax_wavlm.data.corpora.utterance import Skipped, Utterance, empty_split
+from flax_wavlm.data.corpora.utterance import NoSplit, Skipped, Utterance, empty_split
 from flax_wavlm.errors import UserError, some
 from flax_wavlm.files import folder_entries
 
-_SPLITS = ("train", "test")
+TRAIN, DEV, TEST, CORE_TEST = "train", "dev", "test", "test-core"
+
+# The 24 speakers of the core test set, two men and a woman of each dialect region: TIMIT's own testset.doc.
+_CORE_TEST = """
+    mdab0 mwbt0 felc0 mtas1 mwew0 fpas0 mjmp0 mlnt0 fpkt0 mlll0 mtls0 fjlm0
+    mbpm0 mklt0 fnlp0 mcmj0 mjdh0 fmgd0 mgrt0 mnjm0 fdhc0 mjln0 mpam0 fmld0
+"""
+# The 50 speakers of the test set with whom the field tunes its models, as in Kaldi's recipe: Halberstadt,
+# "Heterogeneous Acoustic Measurements and Multiple Classifiers for Speech Recognition", thesis, MIT, 1998.
+_DEV = """
+    faks0 fdac1 fjem0 mgwt0 mjar0 mmdb1 mmdm2 mpdf0 fcmh0 fkms0 mbdg0 mbwm0 mcsh0
+    fadg0 fdms0 fedw0 mgjf0 mglb0 mrtk0 mtaa0 mtdt0 mthc0 mwjg0 fnmr0 frew0 fsem0
+    mbns0 mmjr0 mdls0 mdlf0 mdvc0 mers0 fmah0 fdrw0 mrcs0 mrjm4 fcal1 mmwh0 fjsj0
+    majc0 mjsw0 mreb0 fgjd0 fjmg0 mroa0 mteb0 mjfc0 mrjr0 fmml0 mrws1
+"""
+CORE_TEST_SPEAKERS, DEV_SPEAKERS = frozenset(_CORE_TEST.split()), frozenset(_DEV.split())
 # Where a clip has two copies, the LDC's own SPHERE file is read, and not the RIFF copy made from it.
 _AUDIO_SUFFIXES = ("wav", "wav.wav")
 _SAMPLE_SPEAKER = re.compile(r"(dr[1-8])-([fm][a-z]{3}\d)", re.IGNORECASE)
 
 
+def splits_of_timit(root: str | Path) -> list[str]:
+    """The splits that `read_timit` finds.
+
+    Beside the folders TRAIN and TEST (and DEV, where a corpus in TIMIT's layout has one), these are "dev" and
+    "test-core": clips of TEST by the field's 50 and 24 speakers. They are there where TEST has speakers of
+    both lists.
+    """
+    root = Path(root)
+    there = [split for split in (TRAIN, DEV, TEST) if _find_split(root, split)]
+    if DEV not in there and all(
+        _speakers_of_test(root, listed) for listed in (DEV_SPEAKERS, CORE_TEST_SPEAKERS)
+    ):
+        there += [DEV, CORE_TEST]
+    return there
+
+
+def _speakers_of_test(root: Path, listed: Collection[str]) -> set[str]:
+    """The listed speakers that TEST has."""
+    tests = _find_split(root, TEST)
+    return {
+        name
+        for test in tests
+        for region in folders(test)
+        for f in folders(region)
+        if (name := f.name.lower()) in listed
+    }
+
+
 def read_timit(root: str | Path, split: str) -> tuple[list[Utterance], list[Skipped]]:
     """TIMIT (LDC93S1) as the LDC ships it and as it is commonly copied.
+
+    `split` is one of `splits_of_timit`; "test" is the whole folder TEST.
 
     Names may be in upper or lower case. Clips may be NIST SPHERE (.WAV), RIFF copies (.WAV.wav) or both; then
     the SPHERE file is read. `root` holds TRAIN and TEST, or lies up to three folders above them, which are
@@ -29,15 +74,19 @@ def read_timit(root: str | Path, split: str) -> tuple[list[Utterance], list[Skip
     Raises UserError where the split is missing or empty, or where two copies of one file differ only in case.
     """
     root = Path(root)
-    _check_split(split)
-    split_folders = _find_split(root, split)
+    _check_split(split, (TRAIN, DEV, TEST, CORE_TEST))
+    split_folders, listed = _find_split(root, split), None
+    if not split_folders and split in (DEV, CORE_TEST):
+        listed = DEV_SPEAKERS if split == DEV else CORE_TEST_SPEAKERS
+        split_folders = _find_split(root, TEST) if _speakers_of_test(root, listed) else []
     if not split_folders:
         raise _no_split(root, split)
     files = (
-        (f"{split}/{region.name}/{speaker.name}".lower(), speaker.name.lower(), file)
+        (f"{folder.name}/{region.name}/{speaker.name}".lower(), speaker.name.lower(), file)
         for folder in split_folders
         for region in folders(folder)
         for speaker in folders(region)
+        if listed is None or speaker.name.lower() in listed
         for file in folder_entries(speaker)
     )
     utterances, skipped = _pair_timit_files(files)
@@ -55,7 +104,7 @@ def read_timit_sample(
     every other clip. An id is "dr1-mcpm0/sa1". Raises UserError for an unknown speaker or an empty split.
     """
     root = Path(root)
-    _check_split(split)
+    _check_split(split, (TRAIN, TEST))
     speakers = [folder for folder in folders(root) if _SAMPLE_SPEAKER.fullmatch(folder.name)]
     if not speakers:
         raise _no_sample(root, split)
@@ -73,6 +122,14 @@ def read_timit_sample(
 
 
 def _no_split(root: Path, split: str) -> UserError:
+    if split in (DEV, CORE_TEST):
+        return NoSplit(
+            f"no speaker of {split!r} in it, nor a folder {split.upper()}; it holds {listing(root)}",
+            where=root,
+            field="split",
+            found=split,
+            expected=f"one of {some(splits_of_timit(root))}",
+        )
     if any(_SAMPLE_SPEAKER.fullmatch(entry.name) for entry in folder_entries(root)):
         return UserError(
             "holds speakers named drN-<speaker>, so it looks like NLTK's TIMIT sample",
@@ -125,9 +182,9 @@ def _wanted_speakers(
     return set(wanted)
 
 
-def _check_split(split: str) -> None:
-    if split not in _SPLITS:
-        raise UserError(field="split", found=split, expected="'train' or 'test', as TIMIT has no other")
+def _check_split(split: str, known: Sequence[str]) -> None:
+    if split not in known:
+        raise NoSplit(field="split", found=split, expected=f"one of {some(known)}, as TIMIT has no other")
 
 
 def _find_split(root: Path, split: str) -> list[Path]:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from flax_wavlm.errors import UserError
 from flax_wavlm.files import replaced, write_atomically
-from flax_wavlm.recognition.task import Row, Scoring
-from flax_wavlm.training.report.metrics import evaluations
+from flax_wavlm.recognition.task import Row, Scoring, choosing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,7 +78,7 @@ def _draw(rows: Sequence[Row], scoring: Scoring) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    trained, tested = [row for row in rows if row.get("split") == "train"], evaluations(rows)
+    trained, tested = [row for row in rows if row.get("split") == "train"], choosing(rows)
     losses = [
         _line("train loss", LOSS_STYLES[0], trained, "loss"),
         _line("eval loss", LOSS_STYLES[1], tested, "loss"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flax_wavlm.errors import UserError, cannot_read
-from flax_wavlm.recognition.task import Row, Scoring
+from flax_wavlm.recognition.task import DEV, TEST, Row, Scoring
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
@@ -43,11 +43,21 @@ def evaluations(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row.get("split") != "train"]
 
 
+def final_test(rows: Iterable[Row]) -> dict[str, Any] | None:
+    """The exported model's line on test; None where there is none, or where test chooses."""
+    splits = {row["split"]: row for row in evaluations(rows) if "split" in row}
+    return dict(splits[TEST]) if DEV in splits and TEST in splits else None
+
+
 def results_table(rows: Iterable[Row], scoring: Scoring) -> str:
-    """The evaluations as a Markdown table that also reads well in a console. The best row says so."""
+    """The evaluations as a Markdown table that also reads well in a console. The best row says so.
+
+    Where there are evaluations on dev and on test, a column says which.
+    """
     shown = evaluations(rows)
     best = scoring.best(shown)
     columns = {
+        **({"split": ("Split", "{}")} if final_test(shown) else {}),
         "step": ("Step", "{:,}"),
         "epoch": ("Epoch", "{:.2f}"),
         "loss": ("Loss", "{:.4f}"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from flax_wavlm.recognition.task import Row, Scoring
-from flax_wavlm.training.report.metrics import evaluations, markdown_table, results_table
+from flax_wavlm.recognition.task import TEST, Row, Scoring, choosing
+from flax_wavlm.training.report.metrics import evaluations, final_test, markdown_table, results_table
 
 # The fields of the configuration that a reader of the card asks for first.
 _CARD_FIELDS = (
@@ -39,6 +39,7 @@ def model_card(
     config: Mapping[str, Any],
     rows: Iterable[Row],
     scoring: Scoring,
+    exported: int | None = None,
     language: str | None = None,
 ) -> str:
     """The text of the card.
@@ -51,10 +52,13 @@ def model_card(
         config: the run's config.json.
         rows: rows of metrics.jsonl; the evaluations among them are shown.
         scoring: of the run's task.
+        exported: the step of the weights; None: the best one's.
         language: ISO 639-1 code, e.g. "en", where it is known.
     """
     shown = evaluations(rows)
-    best = scoring.best(shown)
+    best = _evaluation_of(exported, shown, scoring)
+    test = final_test(shown)
+    test = test if test and best and test["step"] == best["step"] else None  # of another export
     hub_id = base_model if base_model and _is_hub_id(base_model) else None
     header = ModelCardData(
         model_name=name,
@@ -65,7 +69,7 @@ def model_card(
         pipeline_tag="automatic-speech-recognition",
         tags=["wavlm", "ctc", "speech", "flax-wavlm"],
         metrics=list(scoring.on_hub),
-        eval_results=_hub_results(best, scoring, dataset, dataset_id) or None,
+        eval_results=_hub_results(test or best, scoring, dataset, dataset_id) or None,
     ).to_yaml()
 
     if hub_id:
@@ -92,7 +96,7 @@ def model_card(
 # {name}
 
 WavLM with a CTC head for speech recognition, trained with `flax-wavlm` from {origin} on {dataset}.
-{_headline(best, scoring)}
+{_headline(best, test, scoring)}
 
 ## Results
 
@@ -161,12 +165,28 @@ def _hub_results(best: Row | None, scoring: Scoring, dataset: str, dataset_id: s
     ]
 
 
-def _headline(best: Row | None, scoring: Scoring) -> str:
+def _evaluation_of(step: int | None, rows: Sequence[Row], scoring: Scoring) -> Row | None:
+    """The evaluation, among those that choose, of the weights in the folder."""
+    if step is None:
+        return scoring.best(rows)
+    return next((row for row in choosing(rows) if row["step"] == step), None)
+
+
+def _headline(best: Row | None, test: Row | None, scoring: Scoring) -> str:
+    """What the weights are, and their figures: on the clips that chose them, and on test."""
     if best is None:
-        return "No evaluation was made."
-    clips = f" on {best['clips']:,} clips" if best.get("clips") else ""
-    chosen_by = f"{scoring.titles.get(scoring.best_by, scoring.best_by)} {best[scoring.best_by]:.4f}"
-    return f"The weights are those of step {best['step']:,}: {chosen_by}{clips}."
+        return "No evaluation was made of these weights."
+    said = f"The weights are those of step {best['step']:,}: {_figure(best, scoring)}"
+    if test is not None:
+        return f"{said}, which chose them, and {_figure(test, scoring)}, which the run read once, at the end."
+    if best.get("split") == TEST:
+        return f"{said}. The same clips chose them, so on new speech the figure would be worse."
+    return f"{said}, which chose them. There was no test split."
+
+
+def _figure(row: Row, scoring: Scoring) -> str:
+    clips = f" on {row['clips']:,} clips of {row.get('split')}" if row.get("clips") else ""
+    return f"{scoring.titles.get(scoring.best_by, scoring.best_by)} {row[scoring.best_by]:.4f}{clips}"
 
 
 def _lookup(config: Mapping[str, Any], field: str) -> Any:

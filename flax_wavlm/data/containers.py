@@ -1,0 +1,164 @@
+"""Recordings in the containers of phones and browsers (m4a, mp4, webm, wma, amr), through PyAV.
+
+PyAV is the extra `av`: `pip install 'flax-wavlm[av]'`. Its wheels hold FFmpeg with codecs under the GPL, so
+it is no dependency, and whoever passes it on passes on those.
+
+FFmpeg is a program of many protocols: a text file called .m4a may make it open other files and addresses. So
+it is given an open file, never a name, and the one container that the first bytes say; playlists are refused.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flax_wavlm.data.recording import BLOCK
+from flax_wavlm.errors import UserError, cannot_read, reason
+
+# First bytes, what people call it, and FFmpeg's name of the container.
+_CONTAINERS = (
+    (re.compile(rb"....(?:ftyp|moov|mdat|wide|free|skip|pnot)", re.DOTALL), "MP4, M4A, 3GP or MOV", "mov"),
+    (re.compile(rb"\x1a\x45\xdf\xa3"), "WebM or Matroska", "matroska"),
+    (re.compile(rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11"), "WMA (ASF)", "asf"),
+    (re.compile(rb"#!AMR(?:-WB)?\n"), "AMR", "amr"),
+    (re.compile(rb"\xff[\xf0\xf1\xf8\xf9]"), "AAC", "aac"),
+    (re.compile(rb"RIFF....AVI ", re.DOTALL), "AVI", "avi"),
+    (re.compile(rb"FLV\x01"), "FLV", "flv"),
+    (re.compile(rb"\x47.{187}\x47", re.DOTALL), "MPEG transport stream", "mpegts"),
+)
+# Files that name other files or addresses.
+_LISTS = re.compile(
+    rb"\s*(?:#(?!EXTM3U|!AMR)[^\n]*\n\s*)*(?:ffconcat|#EXTM3U|\[playlist\]|<asx|\[Reference\]|v=0\r?\n|RTSPtext|<\?wpl|"
+    rb"(?:<\?xml[^>]*>\s*(?:<!--.*?-->\s*)*)?<(?:MPD|SmoothStreamingMedia|smil|playlist|asx)\b|"
+    rb"(?:REM [^\n]*\n\s*|(?:PERFORMER|TITLE|CATALOG) [^\n]*\n\s*)*FILE \"|"
+    rb"(?:file|https?|rtsp|rtmp|ftp|concat|subfile|data)(?::| ['\"/]))",
+    re.IGNORECASE | re.DOTALL,
+)
+_CONVERT = "convert it with `ffmpeg -i IN -ac 1 -ar 16000 OUT.wav`"
+
+
+def check_no_list(head: bytes, name: str) -> None:
+    """UserError where a file's first bytes are those of a playlist, a cue sheet or a list of parts."""
+    text = head.removeprefix(b"\xef\xbb\xbf")
+    if text[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        text = text[2:].replace(b"\0", b"")
+    if _LISTS.match(text):
+        raise UserError(
+            "a list that names other files or addresses, and no audio",
+            where=name,
+            expected="a recording",
+            do="give the recordings that it names",
+        )
+
+
+def container_of(head: bytes) -> tuple[str, str] | None:
+    """What people call the container that begins with these bytes, and FFmpeg's name; None: not known."""
+    return next((names for pattern, *names in _CONTAINERS if pattern.match(head)), None)  # type: ignore[return-value]
+
+
+class _Container:
+    """The first audio stream of an open container."""
+
+    dtype = "float32"
+    promised: int | None = None  # headers round, and count what edit lists remove
+    exact_seek = False
+
+    def __init__(self, opened: Any, name: str):
+        import av
+
+        self._name = name
+        stream = opened.streams.audio[0]
+        self.rate, self.channels = int(stream.rate), int(stream.channels)
+        self._resampler = av.AudioResampler(format="flt", layout=stream.layout, rate=self.rate)
+        self._frames = self._decoded(opened, stream)
+        self._left = np.zeros((0, self.channels), np.float32)
+
+    def _decoded(self, opened: Any, stream: Any) -> Iterator[np.ndarray]:
+        for frame in opened.decode(stream):
+            if (frame.sample_rate, len(frame.layout.channels)) != (self.rate, self.channels):
+                raise UserError(
+                    f"its audio changes to {frame.sample_rate} Hz with {len(frame.layout.channels)} channels",
+                    where=self._name,
+                    expected=f"{self.rate} Hz with {self.channels} throughout",
+                    do=_CONVERT,
+                )
+            for converted in self._resampler.resample(frame):
+                yield converted.to_ndarray().reshape(-1, self.channels)
+
+    def read(self, count: int) -> np.ndarray:
+        """The next frames [N, C]; none at the end."""
+        blocks, there = [self._left], len(self._left)
+        with _own_errors(self._name):
+            while there < min(count, BLOCK) and (block := next(self._frames, None)) is not None:
+                blocks.append(block)
+                there += len(block)
+        found = np.concatenate(blocks)
+        self._left = found[count:]
+        return found[:count]
+
+    def seek(self, frame: int) -> None:
+        """Containers find only whole packets: they are read from the beginning."""
+        raise NotImplementedError
+
+
+@contextmanager
+def _own_errors(name: str) -> Iterator[None]:
+    import av
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (av.FFmpegError, ValueError, IndexError, OverflowError, ZeroDivisionError, MemoryError) as error:
+        raise UserError(
+            f"FFmpeg cannot decode it ({reason(error)})",
+            where=name,
+            expected="a whole recording",
+            do="copy or download it again",
+        ) from error
+
+
+@contextmanager
+def open_container(source: Path | bytes, head: bytes, name: str) -> Iterator[_Container]:
+    """A container's first audio stream, opened.
+
+    Raises UserError where PyAV is missing, the file is damaged, or it has no audio.
+    """
+    known = container_of(head)
+    assert known is not None
+    title, form = known
+    try:
+        import av
+    except ImportError as error:
+        raise UserError(
+            f"{title} is read by PyAV, which is not installed",
+            where=name,
+            expected="PyAV, or a WAV, FLAC, OGG or MP3 file",
+            do=f"`pip install 'flax-wavlm[av]'`, or {_CONVERT}",
+        ) from error
+    av.logging.set_level(None)
+    try:
+        stream = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+    except OSError as error:
+        raise cannot_read(name, error, expected="an audio file") from error
+    with stream:
+        with _own_errors(name):
+            opened = av.open(stream, mode="r", format=form, options=_OPTIONS, metadata_errors="replace")
+        with opened:
+            with _own_errors(name):
+                if not opened.streams.audio:
+                    raise UserError(
+                        f"{title} without audio", where=name, expected="an audio stream", do="leave it out"
+                    )
+                container = _Container(opened, name)
+            yield container
+
+
+# Nothing but the open file; no file that another refers to.
+_OPTIONS = {"protocol_whitelist": "", "enable_drefs": "0", "use_absolute_path": "0"}
