@@ -21,6 +21,7 @@ from flax_wavlm.training.config import (
     LoopSettings,
     ModelSettings,
     OptimSettings,
+    TextSettings,
     TrainConfig,
 )
 
@@ -39,6 +40,7 @@ def get_config() -> TrainConfig:
             dev="test",  # the seed's protocol
             train_max_seconds=4.0,  # keeps 3,978 of 4,620 clips; the test set stays whole
         ),
+        text=TextSettings(preset="timit"),  # lower case, and , ? . ! - ; : " deleted
         train=LoopSettings(
             batch_size=32,
             epochs=100,  # 125 steps each

@@ -21,6 +21,7 @@ from flax_wavlm.training.config import (
     LoopSettings,
     ModelSettings,
     OptimSettings,
+    TextSettings,
     TrainConfig,
 )
 
@@ -36,6 +37,7 @@ def get_config() -> TrainConfig:
             path=os.environ.get("TIMIT_SAMPLE_DIR", ""),
             held_out_speakers=HELD_OUT,
         ),
+        text=TextSettings(preset="timit"),  # lower case, and , ? . ! - ; : " deleted
         train=LoopSettings(
             batch_size=8,
             steps=600,

@@ -13,6 +13,14 @@ from absl import flags
 from flax_wavlm.cli.command import CHANNEL_HELP, Command, Parsed
 from flax_wavlm.data.corpora.load import CORPORA
 
+TEXT_FLAGS = {
+    "preset": "The text rule: auto, timit, written or tokens.",
+    "case": "lower, upper, keep or auto.",
+    "remove": "Characters that are deleted.",
+    "keep": "Characters that stay.",
+    "language": "A code such as tr, where upper and lower case depend on it.",
+}
+
 
 def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
     flags.DEFINE_string("model", None, "The fine-tuned model: a folder or a hub id.", values)
@@ -32,6 +40,8 @@ def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
     flags.DEFINE_string("text_column", "", "hub: the column of the text; empty: found.", values)
     flags.DEFINE_string("hub_config", None, "hub: the data set's configuration.", values)
     flags.DEFINE_string("channel", "auto", CHANNEL_HELP, values)
+    for name, meaning in TEXT_FLAGS.items():
+        flags.DEFINE_string(f"text_{name}", None, f"{meaning} Unset: the model's own.", values)
     flags.DEFINE_string("predictions", None, "File for id, reference and hypothesis as JSON lines.", values)
 
 
@@ -50,7 +60,8 @@ def _run(parsed: Parsed) -> None:
         text_column=values.text_column,
         hub_config=values.hub_config,
     )
-    recogniser = Recogniser.from_pretrained(values.model, dtype=values.dtype)
+    text = {name: values[f"text_{name}"].value for name in TEXT_FLAGS}
+    recogniser = Recogniser.from_pretrained(values.model, dtype=values.dtype, text=text)
     result = recogniser.evaluate(
         utterances, unusable, name=values.split, batch_size=values.batch_size, channel=values.channel
     )
@@ -75,6 +86,7 @@ EVALUATE = Command(
         "data.channel": "--channel",
         "batch_size": "--batch_size",
         "dtype": "--dtype",
+        **{f"text.{name}": f"--text_{name}" for name in TEXT_FLAGS},
         "split": "--split",
     },
 )

@@ -7,49 +7,53 @@ blank is the tokenizer's pad token, as in transformers' Wav2Vec2CTCTokenizer and
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flax_wavlm.data.spelling import Spelling, kept_whole, pattern_of
+from flax_wavlm.data.text import BEFORE, TextRule, folded_blanks
 from flax_wavlm.errors import UserError, reason, shown, some
 from flax_wavlm.files import exists, local_folder, read_json_object
 
 if TYPE_CHECKING:
-    from transformers import Wav2Vec2CTCTokenizer
+    from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2PhonemeCTCTokenizer
 
 log = logging.getLogger(__name__)
 
+DEFAULT_RULE = TextRule()
 WORD_DELIMITER = "|"
 UNKNOWN = "[UNK]"
 PAD = "[PAD]"
 TOKENIZER_FILES = ("vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
-_DELETED = str.maketrans("", "", ',?.!-;:"')
+# transformers' class for symbols with white space between them; its decode joins them by a blank.
+TOKEN_CLASS = "Wav2Vec2PhonemeCTCTokenizer"
 
 
 def normalise(text: str) -> str:
-    """The seed recipe's rule: delete the characters `, ? . ! - ; : "`, then lower-case.
-
-    A deleted hyphen merges its two words ("semi-heights" becomes "semiheights"). Runs of white space become
-    one space and the ends are stripped, so that a label never has two word delimiters in a row.
-    """
-    return " ".join(text.translate(_DELETED).lower().split())
+    """A text by the default rule, `TextRule()`, for a vocabulary that is made of such texts."""
+    return TextRule()(text)
 
 
-def vocabulary(texts: Iterable[str]) -> dict[str, int]:
-    """Character to label id, from texts that are already normalised.
+def vocabulary(texts: Iterable[str], *, by_token: bool = False) -> dict[str, int]:
+    """Character (or symbol) to label id, from texts that the rule has been applied to.
 
     Letters first and sorted, then the other characters sorted, `|` for the space, `[UNK]`, `[PAD]`. The order
     depends on nothing but the set of characters. English gives a-z = 0-25, ' = 26, | = 27, [UNK] = 28,
-    [PAD] = 29. Raises UserError where the texts have no character at all.
+    [PAD] = 29. By token, the symbols are what white space separates, and there is no `|` of our own.
+    Raises UserError where the texts have no character at all.
     """
-    characters = set().union(*texts) - {" ", WORD_DELIMITER}
+    reserved = {UNKNOWN, PAD} if by_token else {" ", WORD_DELIMITER}
+    characters = set().union(*(text.split() if by_token else text for text in texts)) - reserved
     if not characters:
         raise UserError(
             "the vocabulary would be empty, as no text holds a single character",
@@ -57,11 +61,12 @@ def vocabulary(texts: Iterable[str]) -> dict[str, int]:
             do="check the data's text column",
         )
     ordered = sorted(characters, key=lambda c: (not c.isalpha(), c))
-    return {token: id for id, token in enumerate([*ordered, WORD_DELIMITER, UNKNOWN, PAD])}
+    own = [UNKNOWN, PAD] if by_token else [WORD_DELIMITER, UNKNOWN, PAD]
+    return {token: id for id, token in enumerate([*ordered, *own])}
 
 
 class CTCTokenizer:
-    """transformers' Wav2Vec2CTCTokenizer, reduced to what a CTC model needs.
+    """transformers' Wav2Vec2CTCTokenizer (or its phoneme kin), reduced to what a CTC model needs.
 
     Attributes:
         blank_id: the CTC blank, which is the pad token's id.
@@ -69,25 +74,33 @@ class CTCTokenizer:
             `for_head` says otherwise.
         special_ids: ids that stand for no character: pad, unknown, begin and end of sentence. The word
             delimiter stands for a space and is not among them.
+        rule: how texts become what the labels can say.
+        follows: the rule follows the vocabulary (`spelling.py`), as it must where the vocabulary was not made
+            from texts of the rule.
+        delimiter: the token of a space; None where the vocabulary has none.
+        by_token: labels are symbols with white space between them.
     """
 
-    def __init__(self, tokenizer: Wav2Vec2CTCTokenizer, source: str = "the tokenizer"):
+    def __init__(
+        self,
+        tokenizer: Wav2Vec2CTCTokenizer | Wav2Vec2PhonemeCTCTokenizer,
+        source: str = "the tokenizer",
+        *,
+        rule: TextRule = DEFAULT_RULE,
+        follows: bool = True,
+    ):
         """Wraps a loaded tokenizer, which errors call `source`.
 
-        Raises UserError where the pad token or the word delimiter is missing, or the ids are not 0..size-1.
+        Raises UserError where the pad token is missing, or the ids are not 0..size-1.
         """
-        for role, token in (
-            ("pad token", tokenizer.pad_token),
-            ("word delimiter", tokenizer.word_delimiter_token),
-        ):
-            # transformers adds a missing pad token behind the vocabulary, where no trained head has a column.
-            if token not in tokenizer.encoder:
-                raise UserError(
-                    f"the {role} {token!r} is not in vocab.json",
-                    where=source,
-                    expected=f"it among the {len(tokenizer.encoder)} tokens there",
-                    do="name the right one in tokenizer_config.json",
-                )
+        # transformers adds a missing pad token behind the vocabulary, where no trained head has a column.
+        if tokenizer.pad_token not in tokenizer.encoder:
+            raise UserError(
+                f"the pad token {tokenizer.pad_token!r} is not in vocab.json",
+                where=source,
+                expected=f"it among the {len(tokenizer.encoder)} tokens there",
+                do="name the right one in tokenizer_config.json",
+            )
         self.size, self._source = len(tokenizer), source
         ids = Counter(tokenizer.get_vocab().values())
         if wrong := sorted((set(range(self.size)) ^ set(ids)) | {id for id in ids if ids[id] > 1}):
@@ -100,39 +113,67 @@ class CTCTokenizer:
                 do="correct vocab.json (and added_tokens.json)",
             )
         self._tokenizer = tokenizer
+        self._all_ids: dict[str, int] = tokenizer.get_vocab()
+        self.rule, self.follows = rule, follows
+        self.by_token = rule.by_token or type(tokenizer).__name__ == TOKEN_CLASS
         self.blank_id: int = tokenizer.pad_token_id
+        named = None if self.by_token else tokenizer.word_delimiter_token
+        self.delimiter: str | None = named if named in tokenizer.encoder else None
         # transformers counts the word delimiter as special.
-        self.special_ids = frozenset(tokenizer.all_special_ids) - {tokenizer.word_delimiter_token_id}
-        letters = [token for token in tokenizer.encoder if len(token) == 1 and token.isalpha()]
-        # With do_lower_case the tokenizer takes lower-case text and changes the case by itself.
-        self._upper_case = (
-            not tokenizer.do_lower_case
-            and any(letter.isupper() for letter in letters)
-            and not any(letter.islower() for letter in letters)
+        self.special_ids = frozenset(tokenizer.all_special_ids) - {self._id(named)}
+        self.tokens = {
+            token: id for token, id in self._all_ids.items() if id not in self.special_ids | {self._id(named)}
+        }
+        self._specials = [self.token(id) for id in sorted(self.special_ids)]
+        self._lower_cases = not self.by_token and bool(tokenizer.do_lower_case)
+        self._pieces = pattern_of([*self._specials, *(token for token in self.tokens if len(token) > 1)])
+        known = {token.lower() for token in self.tokens} if self._lower_cases else set(self.tokens)
+        self._spelling = Spelling(
+            dataclasses.replace(rule, unit="token" if self.by_token else "character")
+            if self.by_token
+            else rule,
+            frozenset(known),
+            spaced=self.delimiter is not None,
         )
 
+    def _id(self, token: str | None) -> int | None:
+        return None if token is None else self._all_ids.get(token)
+
     @classmethod
-    def from_texts(cls, texts: Iterable[str]) -> CTCTokenizer:
-        """A new tokenizer over `vocabulary(texts)`; transformers adds <s> and </s> behind [PAD]."""
-        from transformers import Wav2Vec2CTCTokenizer
+    def from_texts(cls, texts: Iterable[str], rule: TextRule = DEFAULT_RULE) -> CTCTokenizer:
+        """A new tokenizer over `vocabulary(texts)`, texts that `rule` has been applied to.
+
+        transformers adds <s> and </s> behind [PAD].
+        """
+        from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2PhonemeCTCTokenizer
 
         with tempfile.TemporaryDirectory() as folder:
             vocab_file = Path(folder) / "vocab.json"
-            vocab_file.write_text(json.dumps(vocabulary(texts)), encoding="utf-8")
-            return cls(
-                Wav2Vec2CTCTokenizer(
+            made = vocabulary(texts, by_token=rule.by_token)
+            vocab_file.write_text(json.dumps(made), encoding="utf-8")
+            tokenizer: Wav2Vec2CTCTokenizer | Wav2Vec2PhonemeCTCTokenizer
+            if rule.by_token:
+                tokenizer = Wav2Vec2PhonemeCTCTokenizer(
+                    str(vocab_file), unk_token=UNKNOWN, pad_token=PAD, do_phonemize=False
+                )
+            else:
+                tokenizer = Wav2Vec2CTCTokenizer(
                     str(vocab_file), unk_token=UNKNOWN, pad_token=PAD, word_delimiter_token=WORD_DELIMITER
                 )
-            )
+        return cls(tokenizer, rule=rule, follows=False)
 
     @classmethod
-    def from_pretrained(cls, folder_or_hub_id: str | Path) -> CTCTokenizer:
+    def from_pretrained(
+        cls, folder_or_hub_id: str | Path, *, rule: TextRule = DEFAULT_RULE, follows: bool = True
+    ) -> CTCTokenizer:
         """The tokenizer of a Hugging Face folder or hub id.
 
-        Raises UserError where vocab.json is missing, is not JSON, has repeated ids or gaps, or lacks the pad
-        token or the word delimiter.
+        Args:
+            rule, follows: as the attributes.
+        Raises:
+            UserError: vocab.json is missing, is not JSON, has repeated ids or gaps, or lacks the pad token.
         """
-        from transformers import Wav2Vec2CTCTokenizer
+        from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2PhonemeCTCTokenizer
 
         folder = local_folder(folder_or_hub_id, TOKENIZER_FILES)
         vocab = read_json_object(folder / "vocab.json", "a CTC tokenizer's vocabulary")
@@ -144,11 +185,19 @@ class CTCTokenizer:
                     expected="a whole number from 0",
                     do="vocabularies nested by language are not supported, so keep one language's",
                 )
+        said: dict[str, Any] = {}
         for name in TOKENIZER_FILES[1:]:
             if exists(folder / name):
-                read_json_object(folder / name, "a tokenizer's settings")
+                said |= {name: read_json_object(folder / name, "a tokenizer's settings")}
+        by_token = said.get("tokenizer_config.json", {}).get("tokenizer_class") == TOKEN_CLASS
         try:
-            tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(str(folder), local_files_only=True)
+            tokenizer = (
+                Wav2Vec2PhonemeCTCTokenizer.from_pretrained(
+                    str(folder), local_files_only=True, do_phonemize=False
+                )
+                if by_token
+                else Wav2Vec2CTCTokenizer.from_pretrained(str(folder), local_files_only=True)
+            )
         except Exception as error:  # transformers' exceptions for wrong files share no base class
             raise UserError(
                 f"transformers cannot load the tokenizer ({reason(error)})",
@@ -156,7 +205,7 @@ class CTCTokenizer:
                 expected="vocab.json and tokenizer_config.json as Wav2Vec2CTCTokenizer.save_pretrained "
                 "writes them",
             ) from error
-        return cls(tokenizer, source=str(folder))
+        return cls(tokenizer, str(folder), rule=rule, follows=follows)
 
     def for_head(self, outputs: int, *, head: str, do: str) -> CTCTokenizer:
         """The tokenizer for a CTC head of `outputs` columns; `size` is then that.
@@ -203,16 +252,26 @@ class CTCTokenizer:
         return fitted
 
     def normalise(self, text: str) -> str:
-        """The recipe's `normalise`, then upper case where the vocabulary has no lower-case letters."""
-        text = normalise(text)
-        return text.upper() if self._upper_case else text
+        """The text by the rule, in characters (or symbols) of the vocabulary wherever it has them."""
+        if self.follows:
+            return self._spelling(text)
+        text = self.rule(text)
+        if self.delimiter is not None and self.rule.preset != BEFORE and self.delimiter in text:
+            text = folded_blanks(text.replace(self.delimiter, " "))  # the token of the space is no character
+        return text
+
+    def normalise_hypothesis(self, text: str) -> str:
+        """The rule on what `decode` gave. Special tokens stay as they are spelt."""
+        if self.rule.preset == BEFORE:  # that rule was for references alone
+            return text
+        return kept_whole(text, self._specials, self.normalise)
 
     def encode(self, text: str) -> list[int]:
         """Label ids of a normalised text; characters outside the vocabulary become the unknown token."""
-        found: Any = self._tokenizer.convert_tokens_to_ids(self._tokenizer.tokenize(text))
-        # transformers gives None for an unknown character where <unk> is not in vocab.json.
-        ids = [self._tokenizer.unk_token_id if id is None else id for id in found]
-        if None in ids:
+        unknown: int | None = self._tokenizer.unk_token_id
+        found = [unknown if id is None else id for _, id in self._labels(text)]
+        ids = [id for id in found if id is not None]
+        if len(ids) < len(found):
             raise UserError(
                 f"text {shown(text)} has characters outside the vocabulary, "
                 f"{some(sorted(self.unknown_characters(text)))}, and the tokenizer has no unknown token",
@@ -231,6 +290,21 @@ class CTCTokenizer:
             )
         return ids
 
+    def _labels(self, text: str) -> list[tuple[str, int | None]]:
+        """The pieces of a normalised text that labels stand for, and their ids; None: unknown."""
+        if self.by_token:
+            return [(symbol, self._all_ids.get(symbol)) for symbol in text.split()]
+        labels: list[tuple[str, int | None]] = []
+        for piece in self._pieces.findall(text):
+            written = piece.upper() if self._lower_cases and len(piece) == 1 else piece
+            if piece == " ":
+                labels += [] if self.delimiter is None else [(piece, self._all_ids[self.delimiter])]
+            elif len(piece) > 1:
+                labels.append((piece, self._all_ids[piece]))
+            else:
+                labels += [(piece, self._all_ids.get(character)) for character in written]
+        return labels
+
     def decode(self, ids: Sequence[int] | np.ndarray, *, collapsed: bool) -> str:
         """Text of [T] ids, as transformers' own `decode` gives it.
 
@@ -238,21 +312,41 @@ class CTCTokenizer:
         takes labels, or ids whose repeats were merged before, and leaves the "ll" of "hello" alone. Special
         tokens other than the blank appear as they are spelt, as in transformers' ASR pipeline.
         """
-        return self._tokenizer.decode([int(id) for id in ids], group_tokens=not collapsed)
+        numbers = [int(id) for id in ids]
+        if not self.by_token:
+            return self._tokenizer.decode(numbers, group_tokens=not collapsed)
+        runs = numbers if collapsed else [id for id, _ in groupby(numbers)]
+        return " ".join(self.token(id) for id in runs if id != self.blank_id)
 
     def token(self, id: int) -> str:
         """The token of an id in [0, size)."""
         return str(self._tokenizer.convert_ids_to_tokens(id))
 
+    def symbols(self, text: str) -> list[str]:
+        """What the labels of a normalised text stand for: characters, blanks too, or longer tokens."""
+        return [piece for piece, _ in self._labels(text)]
+
+    def lacking_case(self) -> str:
+        """ "lower" or "upper" where the vocabulary has letters of the other case alone; else ""."""
+        upper, lower = any(map(str.isupper, self.tokens)), any(map(str.islower, self.tokens))
+        return "" if upper == lower else "lower" if upper else "upper"
+
     def unknown_characters(self, text: str) -> set[str]:
-        """The characters of a normalised text that the vocabulary lacks."""
-        known = self._tokenizer.encoder
-        return {c for c in set(text) if any(t not in known for t in self._tokenizer.tokenize(c))}
+        """The characters (or symbols) of a normalised text that the vocabulary lacks."""
+        return {piece for piece, id in self._labels(text) if id is None}
 
     def unknown_share(self, text: str) -> float:
-        """The share of a normalised text's characters, spaces left out, that the vocabulary lacks: 0 to 1."""
-        unknown, characters = self.unknown_characters(text), text.replace(" ", "")
-        return sum(c in unknown for c in characters) / max(1, len(characters))
+        """The share of a normalised text's labels, spaces left out, that the vocabulary lacks: 0 to 1."""
+        labels = [id for piece, id in self._labels(text) if piece != " "]
+        return labels.count(None) / max(1, len(labels))
+
+    def describe_rule(self) -> str:
+        """The text rule in a few words, for the log."""
+        if not self.follows:
+            return self.rule.describe()
+        own = self.rule.preset in ("timit", BEFORE) or self.by_token
+        what = "letters" if own else "case and punctuation"
+        return f"{self.rule.describe()}, with the {what} that the tokenizer's vocabulary has"
 
     def save(self, folder: str | Path) -> None:
         """Writes vocab.json, tokenizer_config.json and added_tokens.json, which AutoTokenizer loads."""

@@ -17,10 +17,11 @@ from flax_wavlm.files import read_json_object, replaced, write_atomically
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.heads import WavLMForCTC
 from flax_wavlm.models.parameters import Params, flatten, split
+from flax_wavlm.porting.extras import EXTRAS_FILE
 from flax_wavlm.porting.table import MASK_EMBEDDING, has_mask_embedding, table
 
 # The files of a checkpoint's folder, beside weights and configuration, that say how to use it.
-SIDE_FILES = (*PREPROCESSOR_FILES, *TOKENIZER_FILES)
+SIDE_FILES = (*PREPROCESSOR_FILES, *TOKENIZER_FILES, EXTRAS_FILE)
 
 
 def hf_tensors(config: WavLMConfig, params: Params) -> dict[str, np.ndarray]:

@@ -32,7 +32,7 @@ CTC_SCORING = Scoring(
 
 
 def character_ctc(tokenizer: CTCTokenizer, *, reduction: str = "mean") -> Task:
-    """The task of writing down what a clip says, in the tokenizer's characters.
+    """The task of writing down what a clip says, in the tokenizer's characters, by its text rule.
 
     Args:
         tokenizer: gives labels, the head's width and the blank.
@@ -40,7 +40,8 @@ def character_ctc(tokenizer: CTCTokenizer, *, reduction: str = "mean") -> Task:
     """
 
     def decode(path: np.ndarray) -> str:
-        return tokenizer.decode(collapse(path_of_clip(path), tokenizer.blank_id), collapsed=True)
+        labels = collapse(path_of_clip(path), tokenizer.blank_id)
+        return tokenizer.normalise_hypothesis(tokenizer.decode(labels, collapsed=True))
 
     def score(
         references: Sequence[str], hypotheses: Sequence[str], paths: Sequence[np.ndarray]
@@ -48,7 +49,7 @@ def character_ctc(tokenizer: CTCTokenizer, *, reduction: str = "mean") -> Task:
         frame_ids = [path_of_clip(path) for path in paths]
         return {
             **error_rates(references, hypotheses),
-            "wer_hf_padded": wer_hf_padded(references, frame_ids, tokenizer),
+            "wer_hf_padded": wer_hf_padded(references, frame_ids, tokenizer, tokenizer.normalise_hypothesis),
         }
 
     return Task(

@@ -1,6 +1,6 @@
 """Error rates of a whole test set, in the two ways in which published figures were computed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jiwer
 import numpy as np
@@ -31,7 +31,10 @@ def error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> dict[st
 
 
 def wer_hf_padded(
-    references: Sequence[str], frame_ids: Sequence[np.ndarray], tokenizer: CTCTokenizer
+    references: Sequence[str],
+    frame_ids: Sequence[np.ndarray],
+    tokenizer: CTCTokenizer,
+    rule: Callable[[str], str] = str,
 ) -> float:
     """The WER that Hugging Face's Trainer would have printed, with one spurious letter on most clips.
 
@@ -43,6 +46,7 @@ def wer_hf_padded(
     Args:
         references: normalised texts.
         frame_ids: for each clip, the argmax ids of its own frames, int [T_i], not collapsed.
+        rule: what each hypothesis goes through before it is compared.
     Raises:
         UserError: as `error_rates`.
     """
@@ -55,6 +59,6 @@ def wer_hf_padded(
     def decode(ids: np.ndarray) -> str:
         # One id 0 stands for all padding: repeats are merged.
         padded = [*ids, 0] if zero_is_letter and len(ids) < longest else ids
-        return tokenizer.decode([int(i) for i in padded], collapsed=False)
+        return rule(tokenizer.decode([int(i) for i in padded], collapsed=False))
 
     return error_rates(references, [decode(ids) for ids in frame_ids])["wer"]

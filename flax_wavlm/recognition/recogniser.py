@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ from flax_wavlm.files import exists
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.parameters import Params, split
 from flax_wavlm.parallel import sharding
+from flax_wavlm.porting.extras import read_extras
 from flax_wavlm.porting.load import load_model
 from flax_wavlm.porting.mistaken import missing_vocabulary
 from flax_wavlm.porting.pretrained import open_weights
@@ -66,12 +68,19 @@ class Recogniser:
     mesh: Mesh
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, dtype: str = "float32") -> Recogniser:
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        dtype: str = "float32",
+        text: Mapping[str, str | None] = MappingProxyType({}),
+    ) -> Recogniser:
         """Loads a folder, file or hub id, in any format that `porting.pretrained.open_weights` reads.
 
         Args:
             source: tokenizer and preprocessor files lie in the folder, or beside the file.
             dtype: the type of matrix products, "float32" or "bfloat16".
+            text: fields of `TextRule` in place of the model's own; None, or absent: its own.
         Raises:
             UserError: the checkpoint has no CTC head, a file is missing or damaged, or head and tokenizer
                 are of different widths.
@@ -92,8 +101,15 @@ class Recogniser:
                 expected=f"one that says what the {width} outputs of the CTC head mean",
                 do=missing_vocabulary(folder),
             )
-        do = "restore the tokenizer's files that the model was trained with"
-        tokenizer = CTCTokenizer.from_pretrained(folder).for_head(width, head=weights.source, do=do)
+        extras = read_extras(folder).with_text(text)
+        tokenizer = CTCTokenizer.from_pretrained(
+            folder, rule=extras.text, follows=extras.follows_vocabulary
+        ).for_head(
+            width,
+            head=weights.source,
+            do="restore the tokenizer's files that the model was trained with",
+        )
+        log.info("text rule: %s", tokenizer.describe_rule())
         preprocessor = Preprocessor.from_pretrained(folder)
         if beside := [name for name in LANGUAGE_MODEL if exists(folder / name)]:
             log.info("%s: its n-gram decoder (%s) is not used: decoding is greedy", folder, ", ".join(beside))

@@ -16,6 +16,7 @@ from typing import Any, get_args, get_origin
 
 from flax_wavlm.data.corpora.load import corpora_in
 from flax_wavlm.data.sampling import CHANNELS
+from flax_wavlm.data.text import TextRule
 from flax_wavlm.errors import UserError, did_you_mean
 from flax_wavlm.files import read_json_object
 from flax_wavlm.models.compute import Compute
@@ -105,6 +106,22 @@ class DataSettings:
 
 
 @dataclass
+class TextSettings:
+    """How the corpus's text becomes the model's. None: as the model's folder says, else the preset."""
+
+    preset: str | None = None  # auto (own data), timit (the seed's rule), written, tokens (phonemes)
+    case: str | None = None  # lower, upper, keep, or auto: as the tokenizer has it, lower where it is new
+    remove: str | None = None  # characters that are deleted, in place of the preset's
+    keep: str | None = None  # characters that stay, though the preset would remove them
+    language: str | None = None  # a code such as "tr", where upper and lower case depend on it
+    unit: str | None = None  # character, or token: symbols with white space between them, such as phonemes
+
+    def rule(self) -> TextRule:
+        """The rule where no folder says another. Raises UserError for a value that cannot be."""
+        return TextRule().changed(dataclasses.asdict(self))
+
+
+@dataclass
 class LoopSettings:
     """How long to train, and when to log, evaluate and save."""
 
@@ -151,6 +168,7 @@ class TrainConfig:
     workdir: str = ""  # folder of the run
     model: ModelSettings = field(default_factory=ModelSettings)  # which model, and how it is computed
     data: DataSettings = field(default_factory=DataSettings)  # where the speech is
+    text: TextSettings = field(default_factory=TextSettings)  # how its text becomes the model's
     train: LoopSettings = field(default_factory=LoopSettings)  # how long, and when to evaluate
     optim: OptimSettings = field(default_factory=OptimSettings)  # AdamW and its schedule
     mesh: MeshSettings = field(default_factory=MeshSettings)  # devices along each axis
@@ -167,6 +185,7 @@ class TrainConfig:
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
         _check_model(self.model)
         _check_data(self.data)
+        self.text.rule()
         _check_loop(self.train)
         _check_optim(self.optim)
         _require(
@@ -299,6 +318,7 @@ WHEN_ABSENT: dict[str, Any] = {
     "data.channel": "mean",
     "data.dev": "test",
     "data.text_column": "text",
+    "text.preset": "before-0.2",
     "train.best_by": "wer",
 }
 

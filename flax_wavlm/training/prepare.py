@@ -50,7 +50,8 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Parts:
     splits = load_splits(config.data)
     origin = open_starting_point(
         config.model,
-        [utterance.text for utterance in splits.all()],
+        splits.by_name(),
+        text=config.text,
         overrides=config.model_overrides(),
         tokenizer=config.data.tokenizer,
         reduction=config.train.ctc_loss_reduction,

@@ -32,9 +32,10 @@ class Splits(NamedTuple):
     weights: Mapping[str, float] | None = None  # how often an epoch has a clip, by id; None: once
     share: float = 0.0  # of train, that becomes dev where that is empty
 
-    def all(self) -> list[Utterance]:
-        """Every utterance, train first."""
-        return self.train + self.dev + self.test
+    def by_name(self) -> dict[str, list[Utterance]]:
+        """The utterances of each split that there is, train first."""
+        named = {"train": self.train, TEST: self.test} | {self.chooser: self.dev}
+        return {name: utterances for name, utterances in named.items() if utterances}
 
 
 def load_splits(data: DataSettings) -> Splits:

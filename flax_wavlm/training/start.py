@@ -15,19 +15,23 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from flax_wavlm.data.alphabet import describe_alphabet
+from flax_wavlm.data.corpora.utterance import Utterance
 from flax_wavlm.data.preprocessor import PREPROCESSOR_FILES, Preprocessor
-from flax_wavlm.data.tokenizer import CTCTokenizer, normalise
-from flax_wavlm.files import write_atomically, writing
+from flax_wavlm.data.text import BEFORE, TextRule
+from flax_wavlm.data.tokenizer import TOKENIZER_FILES, CTCTokenizer
+from flax_wavlm.files import local_folder, write_atomically, writing
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.heads import structure
 from flax_wavlm.models.parameters import Params, combine, count_parameters, partition, split
 from flax_wavlm.parallel import sharding
+from flax_wavlm.porting.extras import EXTRAS_FILE, Extras, read_extras, write_extras
 from flax_wavlm.porting.load import load_model
 from flax_wavlm.porting.mistaken import missing_vocabulary
 from flax_wavlm.porting.pretrained import PretrainedWeights, open_weights
 from flax_wavlm.recognition.ctc_task import character_ctc
 from flax_wavlm.recognition.task import Task
-from flax_wavlm.training.config import ModelSettings
+from flax_wavlm.training.config import ModelSettings, TextSettings
 from flax_wavlm.training.state import TrainState, init_state
 
 log = logging.getLogger(__name__)
@@ -42,6 +46,7 @@ class StartingPoint(NamedTuple):
     task: Task
     tokenizer: CTCTokenizer
     preprocessor: Preprocessor
+    alphabet: str = ""  # every symbol of the text with its counts, as tab-separated lines
 
     def judged_by(self, score: str) -> StartingPoint:
         """The same, with the best checkpoint chosen by another score of the task, or by "loss"."""
@@ -53,13 +58,16 @@ class StartingPoint(NamedTuple):
         with writing(folder):
             self.tokenizer.save(folder)
             self.preprocessor.save(folder)
+            write_extras(folder, Extras(self.tokenizer.rule, self.tokenizer.follows))
+            write_atomically(folder / "alphabet.tsv", self.alphabet)
             write_atomically(folder / "config.json", json.dumps(self.config.to_hf(), indent=2) + "\n")
 
 
 def open_starting_point(
     model: ModelSettings,
-    texts: Sequence[str],
+    utterances: Mapping[str, Sequence[Utterance]],
     *,
+    text: TextSettings,
     overrides: Mapping[str, Any],
     tokenizer: str,
     reduction: str,
@@ -68,7 +76,8 @@ def open_starting_point(
 
     Args:
         model: the run's.
-        texts: the corpus's, for a vocabulary where there is no tokenizer yet.
+        utterances: the corpus's by split, for a vocabulary where there is no tokenizer yet.
+        text: the run's text rule.
         overrides: fields of WavLMConfig that the run sets.
         tokenizer: a folder or hub id; "": the weights' own, else a new one.
         reduction: of the CTC loss.
@@ -78,7 +87,12 @@ def open_starting_point(
     weights = open_weights(model.checkpoint) if model.checkpoint else None
     config = weights.config if weights else model.config
     assert config is not None  # `TrainConfig.check` saw to it
-    settled, fresh_head = _settle_head(weights, model.fresh_head, tokenizer, texts)
+    settled, fresh_head = _settle_head(weights, model.fresh_head, tokenizer, utterances, text)
+    alphabet = describe_alphabet(settled, utterances)
+    log.info("text rule: %s", settled.describe_rule())
+    for line in alphabet.announced:
+        log.warning("%s", line)
+    log.info("%s", alphabet.summary)
     preprocessor = _settle_preprocessor(weights, config)
     if config.feat_extract_norm == "group":
         log.warning(
@@ -87,11 +101,15 @@ def open_starting_point(
         )
     task = character_ctc(settled, reduction=reduction)
     config = config.replace(**overrides, **task.settings)
-    return StartingPoint(weights, config, fresh_head, task, settled, preprocessor)
+    return StartingPoint(weights, config, fresh_head, task, settled, preprocessor, alphabet.table)
 
 
 def _settle_head(
-    weights: PretrainedWeights | None, wants_fresh: bool, tokenizer: str, texts: Sequence[str]
+    weights: PretrainedWeights | None,
+    wants_fresh: bool,
+    tokenizer: str,
+    utterances: Mapping[str, Sequence[Utterance]],
+    text: TextSettings,
 ) -> tuple[CTCTokenizer, bool]:
     """The tokenizer, and whether the CTC head is a new one: the two must mean the same by every output."""
     headed = weights if weights is not None and weights.has_head and not wants_fresh else None
@@ -107,14 +125,33 @@ def _settle_head(
                 missing_vocabulary(headed.folder),
             )
     if not named:
-        made = CTCTokenizer.from_texts(normalise(text) for text in texts)
+        rule = text.rule()
+        texts = (rule(utterance.text) for split in utterances.values() for utterance in split)
+        made = CTCTokenizer.from_texts(texts, rule)
         log.info("a vocabulary of %d from the corpus's text", made.size)
         return made, True
-    found = CTCTokenizer.from_pretrained(named)
+    extras = _settle_rule(local_folder(named, (*TOKENIZER_FILES, EXTRAS_FILE)), text)
+    found = CTCTokenizer.from_pretrained(named, rule=extras.text, follows=extras.follows_vocabulary)
     if headed is None:
         return found, True
     do = "give the head's own tokenizer, or start a new head with model.fresh_head=true"
     return found.for_head(headed.config.vocab_size, head=headed.source, do=do), False
+
+
+def _settle_rule(folder: Path, text: TextSettings) -> Extras:
+    """The text rule that lies with a tokenizer, with what the run sets in its place."""
+    saved = read_extras(folder)
+    if text.preset == BEFORE:  # a run that was begun when no rule was saved
+        return Extras(TextRule(BEFORE))
+    extras = saved.with_text(dataclasses.asdict(text))
+    if extras != saved and (folder / EXTRAS_FILE).exists():
+        log.warning(
+            "the run's text rule (%s) takes the place of the one in %s (%s)",
+            extras.text.describe(),
+            folder / EXTRAS_FILE,
+            saved.text.describe(),
+        )
+    return extras
 
 
 def _settle_preprocessor(weights: PretrainedWeights | None, config: WavLMConfig) -> Preprocessor:

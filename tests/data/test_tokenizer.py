@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from flax_wavlm.data.preprocessor import Preprocessor
+from flax_wavlm.data.text import TextRule, before_0_2
 from flax_wavlm.data.tokenizer import CTCTokenizer, normalise, vocabulary
 from flax_wavlm.errors import UserError
 
@@ -55,8 +56,8 @@ def reference(vocab: dict, folder: Path, **settings) -> Wav2Vec2CTCTokenizer:
         ("?!", ""),
     ],
 )
-def test_normalise_is_the_recipes_rule(written, normalised):
-    assert normalise(written) == normalised
+def test_timit_is_the_recipes_rule(written, normalised):
+    assert TextRule("timit")(written) == before_0_2(written) == normalised
 
 
 @given(st.text())
@@ -152,9 +153,11 @@ def test_upper_case_vocabularies(tmp_path, do_lower_case):
     assert (tokenizer.size, tokenizer.blank_id, tokenizer.special_ids) == (9, 0, {0, 1, 2, 3})
 
 
-def test_mixed_case_vocabulary_keeps_lower_case(tmp_path):
+def test_case_that_the_vocabulary_has_is_kept(tmp_path):
     reference({"a": 0, "A": 1, "|": 2, "<pad>": 3, "<unk>": 4}, tmp_path)
-    assert CTCTokenizer.from_pretrained(tmp_path).normalise("Aa") == "aa"
+    assert CTCTokenizer.from_pretrained(tmp_path).normalise("Aa") == "Aa"
+    for rule in (TextRule("timit"), TextRule("before-0.2")):
+        assert CTCTokenizer.from_pretrained(tmp_path, rule=rule).normalise("A.a") == "aa"
 
 
 def test_unknown_token_outside_the_vocabulary(tmp_path):
@@ -228,7 +231,6 @@ def test_files_written_by_transformers_processor(export, tmp_path):
         ('{"a": 0, "b": 0, "|": 1, "<pad>": 2, "<unk>": 3}', Parts("repeated", found=[0, 4])),
         ('{"a": 0, "|": 2, "<pad>": 3, "<unk>": 4, "<s>": 5, "</s>": 6}', Parts("missing", found=[1, 6])),
         ('{"a": 0, "|": 1}', Parts(r"pad token '<pad>' is not in vocab", do=r"tokenizer_config\.json")),
-        ('{"a": 0, "<pad>": 1}', Parts(r"word delimiter '\|' is not in vocab\.json")),
     ],
 )
 def test_unusable_vocabularies(tmp_path, vocab, parts):

@@ -12,6 +12,7 @@ from flax_wavlm.training.config import (
     LoopSettings,
     ModelSettings,
     OptimSettings,
+    TextSettings,
     TrainConfig,
 )
 from flax_wavlm.training.report.metrics import read_metrics
@@ -42,6 +43,7 @@ def small_run(tmp_path: Path, workdir: str, kind: str = "large") -> TrainConfig:
         data=DataSettings(
             corpus="timit", path=(root / "data").read_text(), dev="test", train_max_seconds=4.0, buckets=1
         ),
+        text=TextSettings(preset="timit"),
         train=LoopSettings(
             batch_size=16, steps=6, eval_batch_size=8, eval_every=4, log_every=2, save_every=1
         ),

@@ -19,6 +19,7 @@ GROUPS = (
     "data",
     "data.splits",
     "data.synthetic",
+    "text",
     "train",
     "optim",
     "mesh",
@@ -146,16 +147,16 @@ def test_run_begun_before_goes_on_as_it_was(tmp_path: Path, caplog: pytest.LogCa
     """A recipe of today, which says more than the run's config.json could, is no other configuration."""
     config = defaults()
     config.workdir = str(tmp_path)
-    config.data.dev = "test"
-    begun_run(tmp_path, config, without="data.weights")
+    config.text.preset, config.data.dev = "timit", "test"
+    begun_run(tmp_path, config, without="text")
     saved = json.loads((tmp_path / "config.json").read_text())
     del saved["data"]["dev"], saved["data"]["channel"], saved["train"]["best_by"]
     (tmp_path / "config.json").write_text(json.dumps(saved))
     begun = as_begun(config)
-    assert (begun.data.dev, begun.data.channel) == ("test", "mean")
+    assert (begun.text.preset, begun.data.dev, begun.data.channel) == ("before-0.2", "test", "mean")
     assert begun.train.best_by == "wer"
-    assert config.train.best_by == "auto"  # the caller's is not changed
-    assert "train.best_by = 'wer'" in caplog.text
+    assert config.text.preset == "timit"  # the caller's is not changed
+    assert "text.preset = 'before-0.2'" in caplog.text
     assert "data.dev = " not in caplog.text
     check_same_run(tmp_path, begun)
 
