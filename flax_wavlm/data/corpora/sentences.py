@@ -1,78 +1,22 @@
-"""Sentences to be spoken, drawn from small grammars without replacement.
-
-A template is a sequence of slots, and a slot is a choice of words or phrases. A grammar is several templates.
-Its sentences have numbers from 0, so a random choice of numbers is a random choice of sentences.
+"""The grammars of the synthetic corpus: what is said, in each language.
 
 Source: the English grammar is that of the GRID corpus (Cooke, Barker, Cunningham and Shao, "An audio-visual
 corpus for speech perception and automatic speech recognition", JASA 120(5), 2006), with a second digit in the
-place of its letter.
+place of its letter. The others were written for this package.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from typing import NamedTuple
-
-import numpy as np
-
-Slot = tuple[str, ...]
-Template = tuple[Slot, ...]
+from flax_wavlm.data.corpora.grammar import Grammar, Slot, Template
 
 
-class Grammar(NamedTuple):
-    """Sentences of one language.
-
-    Attributes:
-        voice: espeak-ng's name of the language and accent.
-        templates: of the sentences that every split may have.
-        unseen: of sentences that only dev and test have; each has a word that `templates` lack.
-        blank: between the words as they are written.
-        end: the mark at the end of a sentence.
-        word_times: whether espeak-ng reports the begin of every word.
-    """
-
-    voice: str
-    templates: tuple[Template, ...]
-    unseen: tuple[Template, ...] = ()
-    blank: str = " "
-    end: str = "."
-    word_times: bool = True
-
-    def spell(self, templates: tuple[Template, ...], number: int) -> str:
-        """The sentence of a number below `count(templates)`."""
-        number = int(number)
-        for template in templates:
-            if number < (size := _size(template)):
-                break
-            number -= size
-        words = []
-        for slot in reversed(template):
-            number, choice = divmod(number, len(slot))
-            words.append(slot[choice])
-        text = self.blank.join(reversed(words))
-        return text[:1].upper() + text[1:] + self.end
+def _slot(choices: str) -> Slot:
+    return tuple(choices.split(", "))
 
 
-def count(templates: tuple[Template, ...]) -> int:
-    """How many sentences the templates have together."""
-    return sum(map(_size, templates))
+# --- English: the commands of the demo ----------------------------------------------------------------------
 
-
-def draw(rng: np.random.Generator, number: int, possible: int, taken: Iterable[int] = ()) -> np.ndarray:
-    """`number` different integers below `possible`, none of them in `taken`: int [number]."""
-    taken = sorted(taken)
-    drawn = rng.choice(possible - len(taken), number, replace=False)
-    for one in taken:  # ranks among those that are left become numbers
-        drawn[drawn >= one] += 1
-    return drawn
-
-
-def _size(template: Template) -> int:
-    return math.prod(map(len, template))
-
-
-_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_DIGITS = _slot("zero, one, two, three, four, five, six, seven, eight, nine")
 ENGLISH = Grammar(
     voice="en-us",
     templates=(
@@ -87,4 +31,114 @@ ENGLISH = Grammar(
     ),
 )
 
-GRAMMARS = {"en": ENGLISH}
+
+# --- German: umlauts, ß, cases, and compounds ---------------------------------------------------------------
+
+_PEOPLE = _slot(
+    "der Bäcker, die Ärztin, mein Bruder, unsere Tante, der kleine Junge, das Mädchen, eine Schülerin, "
+    "der König, die Köchin, ein Gärtner, der Förster, die Großmutter, unser Nachbar, deine Schwester, "
+    "der Müller, die Lehrerin"
+)
+_DOES = _slot(
+    "sieht, kauft, sucht, findet, holt, trägt, zeichnet, wäscht, verkauft, nimmt, bringt, vergisst, "
+    "putzt, versteckt"
+)
+_THINGS = _slot(
+    "den grünen Apfel, die süße Birne, das alte Fahrrad, einen großen Löffel, die weiße Schüssel, "
+    "das dünne Buch, den schweren Schlüssel, ein schönes Bild, die frischen Brötchen, den blauen Mantel, "
+    "die kurze Leiter, das neue Messer, einen warmen Pullover, die gelbe Mütze, den langen Strick, "
+    "das runde Fass, die grünen Strümpfe, einen heißen Tee"
+)
+_WHEN = _slot(
+    "heute, morgen, am Montag, jeden Dienstag, am Abend, im Frühling, nächste Woche, schon wieder, "
+    "im März, nach dem Frühstück"
+)
+_WHERE = _slot(
+    "hinter dem Haus, auf der Brücke, neben der Kirche, unter dem Dach, vor der Tür, im Hof, "
+    "zwischen den Bäumen, über dem Fluss, in der Küche, im Garten, an der Straße, bei der Hütte"
+)
+_IS_THERE = _slot("steht, liegt, wartet, schläft, sitzt, bleibt, spielt, singt")
+_BEINGS = _slot(
+    "ein müder Hund, eine schwarze Katze, der dicke Bär, ein fröhliches Kind, eine fremde Frau, "
+    "der graue Esel, ein junges Pferd, die weiße Gans, ein stiller Mönch, mein jüngster Sohn, "
+    "das kranke Kalb, ein wütender Löwe, eine kluge Eule, der fleißige Schüler"
+)
+_WANTS = _slot("wir möchten, ich muss, sie können, er will, du sollst, ihr dürft, man darf")
+_TO_DO = _slot(
+    "kaufen, suchen, probieren, holen, bezahlen, mitnehmen, bestellen, verschenken, zählen, füllen, "
+    "zurückgeben"
+)
+_COSTS = _slot("kostet, kostete, kostet nur")
+_NUMBERS = _slot(
+    "zwei, drei, vier, fünf, sechs, sieben, acht, neun, zehn, elf, zwölf, dreizehn, vierzehn, sechzehn, "
+    "zwanzig, dreißig, vierzig, fünfzig, siebzig, achtzig, hundert"
+)
+_FIRST = _slot(
+    "Apfel, Kirsch, Pflaumen, Mandel, Hühner, Zwiebel, Möhren, Butter, Schoko, Honig, Rüben, Birnen"
+)
+_SECOND = _slot("kuchen, saft, salat, teller, topf, löffel, korb, becher")  # all masculine
+# One compound in four is kept for dev and test. Each of its parts is in others, so that it can be spelt.
+_COMPOUNDS, _NEW_COMPOUNDS = (
+    tuple(
+        first + second
+        for i, first in enumerate(_FIRST)
+        for j, second in enumerate(_SECOND)
+        if ((i + j) % 4 == 0) is new
+    )
+    for new in (False, True)
+)
+
+
+def _about(compounds: Slot) -> tuple[Template, ...]:
+    return (
+        (_WANTS, ("heute", "morgen"), ("den",), compounds, _TO_DO),
+        (("der",), compounds, _COSTS, _NUMBERS, ("Euro",)),
+    )
+
+
+GERMAN = Grammar(
+    voice="de",
+    templates=(
+        (_PEOPLE, _DOES, ("oft", "immer", "plötzlich"), _THINGS),
+        (_WHEN, _IS_THERE, _WHERE, _BEINGS),
+        *_about(_COMPOUNDS),
+    ),
+    unseen=_about(_NEW_COMPOUNDS),
+)
+
+
+# --- Mandarin: no blanks, tones, and characters that only their neighbours tell apart -----------------------
+
+_TIMES = _slot("今天, 明天, 昨天, 早上, 晚上, 下午, 春天, 冬天, 周末, 刚才")
+_PERSONS = _slot(
+    "我, 你, 他, 妈妈, 爸爸, 老师, 学生, 医生, 朋友, 哥哥, 姐姐, 弟弟, 妹妹, 爷爷, 奶奶, 孩子, 警察, "
+    "邻居, 王先生, 李小姐"
+)
+_BUYS = _slot("买了, 卖了, 看见, 需要, 带来, 找到, 送给我, 借走")
+_COUNTS = _slot("两, 三, 四, 五, 六, 七, 八, 九, 十, 一百")
+_GOODS = _slot(
+    "本书, 张纸, 群羊, 条鱼, 把刀, 杯水, 件衣服, 棵树, 盆花, 辆车, 块糖, 个苹果, 瓶牛奶, 双鞋, 斤米, "
+    "台电脑, 封信, 头猪, 匹马, 碗饭, 支笔, 盒茶叶, 幅画, 顶帽子"
+)
+_PLACES = _slot("房间里, 学校里, 桌子上, 河边, 山上, 门口, 公园里, 商店里, 海岛上, 厨房里, 床底下, 城外")
+_MANNERS = _slot("坐飞机, 坐火车, 骑自行车, 开车, 走路, 乘船")
+_CITIES = _slot("北京, 上海, 南京, 广州, 香港, 台湾, 法国, 德国, 云南, 东部, 西安, 杭州")
+_AIMS = _slot("旅游, 工作, 读书, 唱歌, 跳舞, 打球, 游泳, 休息, 爬山, 吃面")
+_SUBJECTS = _slot("天空, 西瓜, 月亮, 太阳, 大象, 狗, 葡萄, 冰, 雪, 草, 星星, 声音, 故事, 问题, 味道, 汤")
+_VERY = _slot("很, 非常, 特别, 真, 不太")
+_QUALITIES = _slot("蓝, 甜, 红, 白, 高, 冷, 热, 漂亮, 安静, 黑, 酸, 美丽, 有趣, 奇怪, 干净, 重要")
+
+MANDARIN = Grammar(
+    voice="cmn",
+    templates=(
+        (_PERSONS, _BUYS, _COUNTS[:4], _GOODS),
+        (_PLACES, ("有", "没有", "还有"), _COUNTS, _GOODS),
+        (_PERSONS, _MANNERS, ("去",), _CITIES, _AIMS),
+        (_TIMES, _SUBJECTS, _VERY, _QUALITIES),
+    ),
+    blank="",
+    end="。",
+    word_times=False,
+)
+
+GRAMMARS = {"en": ENGLISH, "de": GERMAN, "cmn": MANDARIN}

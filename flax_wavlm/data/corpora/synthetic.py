@@ -18,7 +18,8 @@ import soundfile
 import soxr
 
 from flax_wavlm.data.corpora.espeak import Espeak, open_espeak
-from flax_wavlm.data.corpora.sentences import GRAMMARS, Grammar, count, draw
+from flax_wavlm.data.corpora.grammar import Grammar, count, draw
+from flax_wavlm.data.corpora.sentences import GRAMMARS
 from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.errors import UserError, cannot_write, did_you_mean, some
 from flax_wavlm.files import folder_beside, move_folder
