@@ -32,7 +32,9 @@ from flax_wavlm.data.corpora.manifest import read_manifest
 from flax_wavlm.data.corpora.timit import read_timit_sample
 from flax_wavlm.data.corpora.utterance import EmptySplit
 from flax_wavlm.data.preprocessor import Preprocessor
+from flax_wavlm.data.text import TextRule
 from flax_wavlm.data.tokenizer import CTCTokenizer
+from flax_wavlm.porting.extras import Extras, read_extras, write_extras
 from flax_wavlm.porting.pretrained import open_weights
 from flax_wavlm.training.report.metrics import read_metrics
 
@@ -307,6 +309,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
     good = tmp_path_factory.mktemp("good")
     CTCTokenizer.from_texts(["abc"]).save(good)
     Preprocessor(do_normalize=True, return_attention_mask=True).save(good)
+    write_extras(good, Extras(TextRule(language="tr", keep="ş-", case="upper"), follows_vocabulary=False))
     config = reference.folder / "config.json"
     pickles = []
     for zipped in (True, False):
@@ -347,6 +350,12 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
         "config.json": Target(
             [config.read_bytes()], written("config.json", WavLMConfig.from_hf), JSON_PIECES
         ),
+        "flax_wavlm.json": Target(
+            [(good / "flax_wavlm.json").read_bytes()],
+            written("flax_wavlm.json", lambda file: read_extras(file.parent).text("Don’t I?")),
+            JSON_PIECES,
+            quick=100,
+        ),
         **{
             name: Target([(good / name).read_bytes()], tokenizer_reader(good, name), JSON_PIECES, quick=100)
             for name in ("vocab.json", "tokenizer_config.json", "preprocessor_config.json")
@@ -377,6 +386,7 @@ NAMES = (
     "vocab.json",
     "tokenizer_config.json",
     "preprocessor_config.json",
+    "flax_wavlm.json",
     "safetensors",
     "pickle",
 )

@@ -19,6 +19,7 @@ TEXT_FLAGS = {
     "remove": "Characters that are deleted.",
     "keep": "Characters that stay.",
     "language": "A code such as tr, where upper and lower case depend on it.",
+    "unit": "character, or token: symbols with white space between them.",
 }
 
 

@@ -91,6 +91,12 @@ def _announced(tokenizer: CTCTokenizer, counts: _Counts, several: bool) -> Itera
             f"the text has {counts.written[delimiter]} times {delimiter!r}, the word delimiter, "
             f"which cannot be a label: read as a blank (clip {counts.example.get(delimiter, 'unknown')})"
         )
+    for special in tokenizer.specials:
+        if spelt := counts.symbols[special]:
+            yield (
+                f"the text spells {special!r} {spelt} times, which the tokenizer uses for itself (clip "
+                f"{counts.example[special]}); to remove it, set text.remove or correct the transcripts"
+            )
     dotted = counts.written["İ"] + counts.written["ı"]
     if dotted and rule.language is None and rule.casing != "keep" and rule.preset != BEFORE:
         yield (

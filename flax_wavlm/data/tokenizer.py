@@ -74,6 +74,7 @@ class CTCTokenizer:
             `for_head` says otherwise.
         special_ids: ids that stand for no character: pad, unknown, begin and end of sentence. The word
             delimiter stands for a space and is not among them.
+        specials: the tokens of those ids, as they are spelt.
         rule: how texts become what the labels can say.
         follows: the rule follows the vocabulary (`spelling.py`), as it must where the vocabulary was not made
             from texts of the rule.
@@ -124,9 +125,9 @@ class CTCTokenizer:
         self.tokens = {
             token: id for token, id in self._all_ids.items() if id not in self.special_ids | {self._id(named)}
         }
-        self._specials = [self.token(id) for id in sorted(self.special_ids)]
+        self.specials = [self.token(id) for id in sorted(self.special_ids)]
         self._lower_cases = not self.by_token and bool(tokenizer.do_lower_case)
-        self._pieces = pattern_of([*self._specials, *(token for token in self.tokens if len(token) > 1)])
+        self._pieces = pattern_of([*self.specials, *(token for token in self.tokens if len(token) > 1)])
         known = {token.lower() for token in self.tokens} if self._lower_cases else set(self.tokens)
         self._spelling = Spelling(
             dataclasses.replace(rule, unit="token" if self.by_token else "character")
@@ -264,7 +265,7 @@ class CTCTokenizer:
         """The rule on what `decode` gave. Special tokens stay as they are spelt."""
         if self.rule.preset == BEFORE:  # that rule was for references alone
             return text
-        return kept_whole(text, self._specials, self.normalise)
+        return kept_whole(text, self.specials, self.normalise)
 
     def encode(self, text: str) -> list[int]:
         """Label ids of a normalised text; characters outside the vocabulary become the unknown token."""
