@@ -72,7 +72,8 @@ class UserError(Exception):
             text += f", expected {self.expected}"
         if self.do:
             text += f"; {self.do}"
-        return f"{printable(self.where)}: {text}" if self.where else text
+        # Names of files, splits and columns are whatever somebody has written there.
+        return printable(f"{self.where}: {text}" if self.where else text)
 
 
 class Preempted(Exception):

@@ -2,7 +2,16 @@
 
 import pytest
 
-from flax_wavlm.errors import UserError, cannot_read, cannot_write, did_you_mean, reason, shown, some
+from flax_wavlm.errors import (
+    UserError,
+    cannot_read,
+    cannot_write,
+    did_you_mean,
+    printable,
+    reason,
+    shown,
+    some,
+)
 
 
 def test_message_is_made_of_its_parts() -> None:
@@ -55,3 +64,14 @@ def test_the_systems_refusals() -> None:
 def test_did_you_mean() -> None:
     assert did_you_mean("learning_rat", ["learning_rate", "eps"]) == "did you mean 'learning_rate'?"
     assert did_you_mean("qqq", ["learning_rate"]) == ""
+
+
+@pytest.mark.parametrize(
+    "where", ["a\nb.wav", "a\x1b[31mb.wav", "a\x85b", "a\u2028b", "a\u202eb", "a\udcffb"]
+)
+def test_message_is_on_one_line_and_no_terminal_obeys_it(where: str) -> None:
+    for error in (UserError("is damaged", where=where), UserError("is damaged").at(where)):
+        assert error.where == where  # for programs
+        assert str(error) == f"{printable(where)}: is damaged"
+        assert str(error).isprintable()
+    assert str(UserError(f"no split {where}", do=where)) == f"no split {printable(where)}; {printable(where)}"

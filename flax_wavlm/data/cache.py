@@ -9,6 +9,7 @@ that its contents depend on, and nothing in it is ever changed. It may be remove
 import hashlib
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 ALIGNMENT = 64  # bytes
+MOST_OF_A_NAME = 64  # characters of it in a folder's name
 
 
 def file_identity(file: Path) -> list[Any]:
@@ -39,6 +41,8 @@ def cached(
 ) -> list[np.ndarray | None]:
     """The arrays of `make`, memory-mapped and read-only, from `folder/<name>-<hash>`; made if not there.
 
+    What cannot stand in a file's name is replaced in `name`.
+
     Where the folder cannot be written (read-only, full), a warning says so and the arrays are in memory.
 
     Args:
@@ -48,7 +52,7 @@ def cached(
         make: gives the arrays in order; None stands for one that does not exist. Called only where needed.
     """
     key = hashlib.sha256(json.dumps([FORMAT, depends_on]).encode()).hexdigest()
-    place = folder / f"{name}-{key[:16]}"
+    place = folder / f"{_as_file_name(name)}-{key[:16]}"
     arrays = _read(place, key)
     if arrays is not None:
         log.info("%s: read from the cache, %s", name, place)
@@ -67,6 +71,17 @@ def cached(
         return list(make())
     arrays = _read(place, key)
     return list(make()) if arrays is None else arrays  # None: somebody has removed it just now
+
+
+def _as_file_name(name: str) -> str:
+    """The name, of letters, digits and `_.-` alone, and not too long; with a hash where it had others.
+
+    A split may be called `train[:95%]`, `a/b` or `../x`.
+    """
+    safe = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII).lstrip(".")[:MOST_OF_A_NAME]
+    if safe == name:
+        return name
+    return f"{safe}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
 def _read(place: Path, key: str) -> list[np.ndarray | None] | None:

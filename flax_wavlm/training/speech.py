@@ -46,6 +46,14 @@ class Speech(NamedTuple):
         return {split: fingerprint(split_clips) for split, split_clips in clips.items()}
 
 
+class _Judges(NamedTuple):
+    """The clips that a model is judged by."""
+
+    name: str  # of their split
+    clips: list[Clip]
+    utterances: list[Utterance]  # that the clips are among
+
+
 def prepare_speech(
     splits: Splits,
     origin: StartingPoint,
@@ -97,7 +105,9 @@ def prepare_speech(
     chooser = splits.chooser
     if not dev:
         train, dev, test, chooser = _choose_dev(train, test, splits.share, data.dev_seed)
-    _name_leaks(splits, train, {chooser: dev, "test": test}, origin.task.targets)
+    judges = _Judges(chooser, dev, splits.dev or (splits.test if chooser == TEST else splits.train))
+    for split in (judges, _Judges(TEST, test, splits.test)):
+        _name_leaks(train, splits.train, split, origin.task.targets)
     return Speech(
         _train_batches(train, origin, data, loop, seed, splits.weights),
         batched(dev),
@@ -130,18 +140,20 @@ def _choose_dev(
 
 
 def _name_leaks(
-    splits: Splits, train: Sequence[Clip], others: Mapping[str, Sequence[Clip]], targets: Targets
+    train: Sequence[Clip], train_utterances: Sequence[Utterance], judges: _Judges, targets: Targets
 ) -> None:
     """Warns of what train shares with the clips that a model is judged by."""
-    of_id = {utterance.id: utterance for utterance in splits.train}
-    trained = [of_id[clip.id] for clip in train]
-    for name, clips in others.items():
-        of_split = of_id if not splits.dev and name == DEV else {u.id: u for u in splits.dev + splits.test}
-        for leak in shared(trained, [of_split[clip.id] for clip in clips], targets.normalise):
-            log.warning("%s: %s", name, leak)
-        if heard := same_audio(train, clips):
-            ids = some(heard, EXAMPLES)
-            log.warning("%s: %d clips have the same audio as a clip of train: %s", name, len(heard), ids)
+    trained = _utterances_of(train, train_utterances)
+    for leak in shared(trained, _utterances_of(judges.clips, judges.utterances), targets.normalise):
+        log.warning("%s: %s", judges.name, leak)
+    if heard := same_audio(train, judges.clips):
+        ids = some(heard, EXAMPLES)
+        log.warning("%s: %d clips have the same audio as a clip of train: %s", judges.name, len(heard), ids)
+
+
+def _utterances_of(clips: Sequence[Clip], utterances: Sequence[Utterance]) -> list[Utterance]:
+    of_id = {utterance.id: utterance for utterance in utterances}
+    return [of_id[clip.id] for clip in clips]
 
 
 def _train_batches(

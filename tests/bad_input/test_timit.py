@@ -100,8 +100,8 @@ CASES = [
     ),
     Case(
         "another split than TIMIT has",
-        timit(lambda speaker: None, "dev"),
-        error=Parts(field="split", found="dev"),
+        timit(lambda speaker: None, "valid"),
+        error=Parts("no split 'valid'", where="[a-z]", field="split", expected="one of train, test"),
     ),
 ]
 

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -56,6 +57,37 @@ def test_what_depends_on_something_else_is_something_else(tmp_path):
     assert_same(other, ARRAYS[:1])
     assert len(list(tmp_path.iterdir())) == 2
     assert_same(cached(tmp_path, "name", ["x", 1], never))
+
+
+NAMES = (
+    "train",
+    "train[:95%]",
+    "train[:95$]",
+    "a/b",
+    "a_b",
+    "../x",
+    "..",
+    "",
+    "/tmp",
+    "a\n\x1b",
+    "訓練",
+    "\udcff",
+    "x" * 300,
+)
+
+
+def test_names_are_any_and_stay_in_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    for number, name in enumerate(NAMES):
+        assert_same(
+            cached(folder, name, ["x"], lambda number=number: [np.full(2, number)]), [np.full(2, number)]
+        )
+        assert_same(cached(folder, name, ["x"], never), [np.full(2, number)])
+    assert list(tmp_path.iterdir()) == [folder]
+    places = [place.name for place in folder.iterdir()]
+    assert len(places) == len(NAMES)
+    assert all(re.fullmatch(r"[\w.-]{1,110}", place, re.ASCII) for place in places)
+    assert any(re.fullmatch("train-[0-9a-f]{16}", place) for place in places)  # as before
 
 
 def cut(place: Path) -> None:

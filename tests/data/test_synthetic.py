@@ -155,8 +155,9 @@ def test_dev_changes_nothing_else_and_completes_a_corpus_made_without(tmp_path: 
 
 def test_a_corpus_without_dev_says_so(tmp_path: Path) -> None:
     make_corpus(tmp_path, **TINY)
-    with pytest.raises(NoSplit, match="TRAIN"):
-        load_corpus("synthetic", tmp_path, "dev")
+    for corpus in ("synthetic", "timit"):
+        with pytest.raises(NoSplit, match=r"no split 'dev', expected one of train, test$"):
+            load_corpus(corpus, tmp_path, "dev")
 
 
 def test_a_whole_corpus_is_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

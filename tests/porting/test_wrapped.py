@@ -178,6 +178,7 @@ def test_the_same_tensors_as_alone(kind: str, tiny: Reference, tmp_path: Path) -
         assert weights.do_normalize is True
 
 
+@pytest.mark.slow
 def test_the_logits_are_the_unwrapped_models(tiny: Reference, tmp_path: Path) -> None:
     """Once through the whole way: a Lightning checkpoint of a module under an odd name."""
     opened(WITH_HEAD["any attribute"](dict(tiny.model.state_dict())), tiny, tmp_path)

@@ -370,7 +370,7 @@ def _read(source: _Source, split: str) -> Read:
         own = _own_name(source, split)
         if not own:
             there = _splits(source)  # where there are none, the reader says what it looked for
-            missing = no_such_split(error.where, split, there) if there else error
+            missing = no_such_split(error.where or source.path, split, there) if there else error
             raise _with_hint(source, missing) from error
     log.info("%s: %r is not there, and %r is read", source.path, split, own)
     return _read(source, own)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+_TIMIT = ("[Tt][Rr][Aa][Ii][Nn]/[Dd][Rr][1-8]", "*/[Tt][Rr][Aa][Ii][Nn]/[Dd][Rr][1-8]")
 _SIGNS = {
     "kaldi": ("wav.scp", "*/wav.scp"),
     "common_voice": ("clips/*.mp3", "*/clips/*.mp3"),
@@ -13,7 +14,8 @@ _SIGNS = {
         *("metadata.csv", "metadata.jsonl", "*/metadata.csv", "*/metadata.jsonl"),
     ),
     "timit_sample": ("dr[1-8]-*/*.wav",),
-    "timit": ("[Tt][Rr][Aa][Ii][Nn]/[Dd][Rr][1-8]", "*/[Tt][Rr][Aa][Ii][Nn]/[Dd][Rr][1-8]"),
+    "timit": _TIMIT,
+    "synthetic": _TIMIT,
     "manifest": ("train*.jsonl", "train*.json", "train*.csv", "train*.tsv"),
     "folder": ("*.txt", "*/*.txt", "*.lab", "*/*.lab"),
 }
