@@ -58,7 +58,6 @@ def test_timit_sample(timit_sample: Path, tmp_path: Path, measured: Callable[[st
     )
     assert {row["id"] for row in tested} <= held_out
     assert len(tested) == final["clips"] >= 36
-    assert len({row["id"].partition("/")[0] for row in chosen}) == 1  # a speaker out of train
     assert held_out.isdisjoint(row["id"] for row in chosen)
     assert len(chosen) == evaluations[-1]["clips"]
     assert all(set(row) == {"id", "reference", "hypothesis"} for row in [*chosen, *tested])
