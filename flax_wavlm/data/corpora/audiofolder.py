@@ -43,7 +43,7 @@ def read_audiofolder(folder: Path, split: str, text_column: str) -> tuple[list[U
     if split not in there:
         raise no_such_split(folder, split, there)
     for table in _tables(folder):
-        for where, row in table_rows(table, (("file_name",),)):
+        for where, row in table_rows(table, (("file_name",),), names):
             path = _relative(where, row, table, folder)
             if _split_of(path) != split:
                 continue
