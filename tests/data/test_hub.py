@@ -207,6 +207,14 @@ def test_parts_of_a_folder_of_audio_files(tmp_path):
         read_hub(str(tmp_path), "train[:200%]")
 
 
+def test_times_in_metadata_are_not_used_and_named(tmp_path, caplog):
+    (tmp_path / "a.wav").write_bytes(quiet())
+    (tmp_path / "metadata.csv").write_text("file_name,text,start_time,end_time\na.wav,One.,0,1\n")
+    [utterance], _ = read_hub(str(tmp_path), "train")
+    assert (utterance.start, utterance.end) == (None, None)
+    assert "end_time, start_time: not used" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["../secret.wav", "/etc/passwd", ""])
 def test_metadata_does_not_lead_out_of_its_folder(tmp_path, name):
     (tmp_path / "metadata.csv").write_text(f'file_name,text\n"{name}",One.\n')

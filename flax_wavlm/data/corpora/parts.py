@@ -106,6 +106,13 @@ def part_of(where: str, row: dict[str, Any]) -> Part:
     return Part(start or None, None, duration)
 
 
+def names_of_times(row: dict[str, Any]) -> list[str]:
+    """The fields of a line that may say which part of a file was said."""
+    return [
+        name for name, value in row.items() if value is not None and _meaning(name)[0] in ("start", "end")
+    ]
+
+
 def segments_of(where: str, row: dict[str, Any]) -> list[dict[str, Any]]:
     """The objects in `segments`, a part of the file each; none where the line has no such field.
 
