@@ -182,6 +182,13 @@ def open_container(source: Path | bytes, head: bytes, name: str) -> Iterator[_Co
                     raise UserError(
                         f"{title} without audio", where=name, expected="an audio stream", do="leave it out"
                     )
+                if opened.streams.audio[0].codec_context is None:
+                    raise UserError(
+                        f"{title} with audio of a codec that FFmpeg does not know",
+                        where=name,
+                        expected="a whole recording",
+                        do="copy or download it again",
+                    )
                 container = _Container(opened, name, _stated_seconds(opened, form, head) - _ROUNDED)
             yield container
 

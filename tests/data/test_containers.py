@@ -100,6 +100,13 @@ def test_a_stream_of_a_browser_states_no_length():
     assert len(read_audio(without[: len(without) // 2])) > 16_000
 
 
+def test_an_unknown_codec():
+    avi = by_pyav(sweep(16_000), 16_000, "avi", "pcm_s16le")
+    at = avi.index(b"strf", avi.index(b"auds")) + 8
+    with refused("a codec that FFmpeg does not know"):
+        read_audio(avi[:at] + b"\x77\x77" + avi[at + 2 :])
+
+
 def test_hours_are_not_decoded_at_once(monkeypatch):
     monkeypatch.setattr(audio_module, "MOST_SAMPLES", 16_000)
     with refused("more than 0.0 hours"):
