@@ -150,6 +150,21 @@ def _own_errors(name: str) -> Iterator[None]:
         ) from error
 
 
+def _check_audio(opened: Any, title: str, name: str) -> None:
+    """UserError where an open container has no audio that can be decoded."""
+    if not opened.streams.audio:
+        raise UserError(f"{title} without audio", where=name, expected="an audio stream", do="leave it out")
+    stream = opened.streams.audio[0]
+    known = stream.codec_context is not None
+    if not known or not stream.rate or not stream.channels:
+        raise UserError(
+            f"{title} with audio " + ("without rate or channels" if known else "of an unknown codec"),
+            where=name,
+            expected="a whole recording",
+            do="copy or download it again",
+        )
+
+
 @contextmanager
 def open_container(source: Path | bytes, head: bytes, name: str) -> Iterator[_Container]:
     """A container's first audio stream, opened.
@@ -178,17 +193,7 @@ def open_container(source: Path | bytes, head: bytes, name: str) -> Iterator[_Co
             opened = av.open(stream, mode="r", format=form, options=_OPTIONS, metadata_errors="replace")
         with opened:
             with _own_errors(name):
-                if not opened.streams.audio:
-                    raise UserError(
-                        f"{title} without audio", where=name, expected="an audio stream", do="leave it out"
-                    )
-                if opened.streams.audio[0].codec_context is None:
-                    raise UserError(
-                        f"{title} with audio of a codec that FFmpeg does not know",
-                        where=name,
-                        expected="a whole recording",
-                        do="copy or download it again",
-                    )
+                _check_audio(opened, title, name)
                 container = _Container(opened, name, _stated_seconds(opened, form, head) - _ROUNDED)
             yield container
 

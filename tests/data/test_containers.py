@@ -103,7 +103,7 @@ def test_a_stream_of_a_browser_states_no_length():
 def test_an_unknown_codec():
     avi = by_pyav(sweep(16_000), 16_000, "avi", "pcm_s16le")
     at = avi.index(b"strf", avi.index(b"auds")) + 8
-    with refused("a codec that FFmpeg does not know"):
+    with refused("AVI with audio of an unknown codec"):
         read_audio(avi[:at] + b"\x77\x77" + avi[at + 2 :])
 
 
