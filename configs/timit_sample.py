@@ -5,9 +5,9 @@
     python scripts/train_flax.py --config configs/timit_sample.py
 
 This is a quick look at real speech, not a benchmark. Four speakers, two women and two men, are held out as
-the test set. One of the others is the dev set, which chooses the best checkpoint. But all speakers say the
-sentences SA1 and SA2. Some copies of the sample were unpacked in text mode, which cut clips short: such clips
-are left out, and named.
+the test set. One or two of the others are the dev set, which chooses the best checkpoint. But all speakers
+say the sentences SA1 and SA2. Some copies of the sample were unpacked in text mode, which cut clips short:
+such clips are left out, and named.
 
 Hardware: any GPU of 8 GB; on 2 CPU cores use a small pretrained model (`--config.model.checkpoint=FOLDER`).
 Expected: not yet measured with pretrained weights. With a tiny model of random weights the loss on the

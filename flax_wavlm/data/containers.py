@@ -10,6 +10,7 @@ it is given an open file, never a name, and the one container that the first byt
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ _LISTS = re.compile(
     rb"(?:file|https?|rtsp|rtmp|ftp|concat|subfile|data)(?::| ['\"/]))",
     re.IGNORECASE | re.DOTALL,
 )
+_DURATION = b"\x44\x89"  # Matroska's element
+_ROUNDED = 0.5  # seconds that a stated length may be longer: encoders fill up, headers round
 _CONVERT = "convert it with `ffmpeg -i IN -ac 1 -ar 16000 OUT.wav`"
 
 
@@ -69,15 +72,17 @@ class _Container:
     promised: int | None = None  # headers round, and count what edit lists remove
     exact_seek = False
 
-    def __init__(self, opened: Any, name: str):
+    def __init__(self, opened: Any, name: str, least: float):
+        """`least`: the seconds that there must be."""
         import av
 
         self._name = name
         stream = opened.streams.audio[0]
         self.rate, self.channels = int(stream.rate), int(stream.channels)
         self._resampler = av.AudioResampler(format="flt", layout=stream.layout, rate=self.rate)
-        self._frames = self._decoded(opened, stream)
+        self._blocks = self._decoded(opened, stream)
         self._left = np.zeros((0, self.channels), np.float32)
+        self._least, self._decoded_frames = int(least * self.rate), 0
 
     def _decoded(self, opened: Any, stream: Any) -> Iterator[np.ndarray]:
         for frame in opened.decode(stream):
@@ -95,9 +100,18 @@ class _Container:
         """The next frames [N, C]; none at the end."""
         blocks, there = [self._left], len(self._left)
         with _own_errors(self._name):
-            while there < min(count, BLOCK) and (block := next(self._frames, None)) is not None:
+            while there < min(count, BLOCK) and (block := next(self._blocks, None)) is not None:
                 blocks.append(block)
                 there += len(block)
+                self._decoded_frames += len(block)
+        if there < min(count, BLOCK) and self._decoded_frames < self._least:
+            raise UserError(
+                "the audio is cut short",
+                where=self._name,
+                found=self._decoded_frames,
+                expected=f"the {self._least} samples of its header, or more",
+                do="copy or download the file again",
+            )
         found = np.concatenate(blocks)
         self._left = found[count:]
         return found[:count]
@@ -105,6 +119,18 @@ class _Container:
     def seek(self, frame: int) -> None:
         """Containers find only whole packets: they are read from the beginning."""
         raise NotImplementedError
+
+
+def _stated_seconds(opened: Any, form: str, head: bytes) -> float:
+    """What the header says of the audio's length, 0 where it says nothing, or of pictures too."""
+    import av
+
+    says = form == "mov" or (form == "matroska" and _DURATION in head)  # else FFmpeg estimates it
+    if not says or len(opened.streams) > 1 or opened.duration is None:
+        return 0.0
+    stream = opened.streams.audio[0]
+    of_stream = math.inf if stream.duration is None else float(stream.duration * stream.time_base)
+    return min(opened.duration / av.time_base, of_stream)  # an edit list may leave some of it out
 
 
 @contextmanager
@@ -122,6 +148,21 @@ def _own_errors(name: str) -> Iterator[None]:
             expected="a whole recording",
             do="copy or download it again",
         ) from error
+
+
+def _check_audio(opened: Any, title: str, name: str) -> None:
+    """UserError where an open container has no audio that can be decoded."""
+    if not opened.streams.audio:
+        raise UserError(f"{title} without audio", where=name, expected="an audio stream", do="leave it out")
+    stream = opened.streams.audio[0]
+    known = stream.codec_context is not None
+    if not known or not stream.rate or not stream.channels:
+        raise UserError(
+            f"{title} with audio " + ("without rate or channels" if known else "of an unknown codec"),
+            where=name,
+            expected="a whole recording",
+            do="copy or download it again",
+        )
 
 
 @contextmanager
@@ -152,11 +193,8 @@ def open_container(source: Path | bytes, head: bytes, name: str) -> Iterator[_Co
             opened = av.open(stream, mode="r", format=form, options=_OPTIONS, metadata_errors="replace")
         with opened:
             with _own_errors(name):
-                if not opened.streams.audio:
-                    raise UserError(
-                        f"{title} without audio", where=name, expected="an audio stream", do="leave it out"
-                    )
-                container = _Container(opened, name)
+                _check_audio(opened, title, name)
+                container = _Container(opened, name, _stated_seconds(opened, form, head) - _ROUNDED)
             yield container
 
 

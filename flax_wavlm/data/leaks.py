@@ -6,6 +6,8 @@ speech. Such splits can be meant, so this is a warning and no error.
 
 from __future__ import annotations
 
+import functools
+import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -38,8 +40,8 @@ def shared(
             f"{len(speakers):,} speakers are also in train ({some(speakers, EXAMPLES)}), "
             f"with {len(known):,} of its {len(others):,} clips"
         )
-    files = {utterance.audio for utterance in train if isinstance(utterance.audio, Path)}
-    same = sorted({str(u.audio) for u in others if isinstance(u.audio, Path) and u.audio in files})
+    files = {_file(utterance) for utterance in train} - {""}
+    same = sorted({str(utterance.audio) for utterance in others if _file(utterance) in files})
     if same:
         yield f"{len(same):,} recordings are also in train ({some(same, EXAMPLES)})"
     said: dict[str, set[str]] = {}  # text to the speakers of train who say it
@@ -58,6 +60,23 @@ def shared(
         if texts:
             examples = some([shown(text) for text in sorted(set(texts))], EXAMPLES)
             yield f"{len(texts):,} of its {len(others):,} clips {what}: {examples}"
+
+
+def _file(utterance: Utterance) -> str:
+    """The file of an utterance where links lead, "" where it is in none.
+
+    A whole file is not looked up, but its folder: its copies are found by their samples, see `same_audio`.
+    """
+    if not isinstance(utterance.audio, Path):
+        return ""
+    if utterance.start is not None or utterance.end is not None:
+        return os.path.realpath(utterance.audio)
+    return os.path.join(_folder(utterance.audio.parent), utterance.audio.name)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _folder(path: Path) -> str:
+    return os.path.realpath(path)
 
 
 def same_audio(train: Sequence[Clip], others: Sequence[Clip]) -> list[str]:

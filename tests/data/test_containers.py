@@ -65,6 +65,48 @@ def test_damage_is_one_line(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(("container", "codec"), [("matroska", "aac"), ("webm", "libopus")])
+def test_half_a_recording_is_cut_short(container, codec):
+    whole = by_pyav(sweep(48_000, 3.0), 48_000, container, codec)
+    with refused("the audio is cut short", do="download the file again"):
+        read_audio(whole[: len(whole) // 2])
+    assert len(read_audio(whole[: len(whole) // 2], end=0.5)) == 8_000
+
+
+def test_half_an_m4a_that_begins_with_its_index(tmp_path):
+    import av
+
+    whole = io.BytesIO(by_pyav(sweep(44_100, 3.0), 44_100, "ipod", "aac"))
+    first = {"movflags": "faststart"}
+    with av.open(str(tmp_path / "a.m4a"), "w", "ipod", options=first) as output, av.open(whole) as given:
+        stream = output.add_stream_from_template(given.streams.audio[0])
+        for packet in given.demux(audio=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                output.mux(packet)
+    data = (tmp_path / "a.m4a").read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    assert len(read_audio(data)) > 47_000
+    with refused("the audio is cut short|FFmpeg cannot decode it"):
+        read_audio(data[: len(data) // 2])
+
+
+def test_a_stream_of_a_browser_states_no_length():
+    """As MediaRecorder writes it: what is there is taken."""
+    webm = by_pyav(sweep(48_000, 3.0), 48_000, "webm", "libopus")
+    at = webm.index(b"\x44\x89\x88")
+    without = webm[:at] + b"\xec\x89" + webm[at + 2 :]  # the length's element is void
+    np.testing.assert_array_equal(read_audio(without), read_audio(webm))
+    assert len(read_audio(without[: len(without) // 2])) > 16_000
+
+
+def test_an_unknown_codec():
+    avi = by_pyav(sweep(16_000), 16_000, "avi", "pcm_s16le")
+    at = avi.index(b"strf", avi.index(b"auds")) + 8
+    with refused("AVI with audio of an unknown codec"):
+        read_audio(avi[:at] + b"\x77\x77" + avi[at + 2 :])
+
+
 def test_hours_are_not_decoded_at_once(monkeypatch):
     monkeypatch.setattr(audio_module, "MOST_SAMPLES", 16_000)
     with refused("more than 0.0 hours"):

@@ -189,6 +189,32 @@ def test_the_text_column_of_a_metadata_file(tmp_path):
     assert read_hub(str(tmp_path), "train", text_column="caption")[0][0].text == "One."
 
 
+def test_parts_of_a_folder_of_audio_files(tmp_path):
+    """And a row without text, the first one too, is skipped."""
+    for name in "abcd":
+        (tmp_path / f"{name}.wav").write_bytes(quiet())
+    rows = "a.wav,\nb.wav,Two.\nc.wav,Three.\nd.wav,\n"
+    (tmp_path / "metadata.csv").write_text(f"file_name,transcription\n{rows}")
+    read = {part: read_hub(str(tmp_path), f"train{part}") for part in ("", "[:50%]", "[50%:]")}
+    assert ids(read[""]) == ["b.wav", "c.wav"]
+    assert [(ids(read[part]), read[part][1][0].id) for part in ("[:50%]", "[50%:]")] == [
+        (["b.wav"], "a.wav"),
+        (["c.wav"], "d.wav"),
+    ]
+    with refused("no usable clip, 1 unusable"):
+        read_hub(str(tmp_path), "train[3:]")
+    with refused(field="split", found="train[:200%]"):
+        read_hub(str(tmp_path), "train[:200%]")
+
+
+def test_times_in_metadata_are_not_used_and_named(tmp_path, caplog):
+    (tmp_path / "a.wav").write_bytes(quiet())
+    (tmp_path / "metadata.csv").write_text("file_name,text,start_time,end_time\na.wav,One.,0,1\n")
+    [utterance], _ = read_hub(str(tmp_path), "train")
+    assert (utterance.start, utterance.end) == (None, None)
+    assert "end_time, start_time: not used" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["../secret.wav", "/etc/passwd", ""])
 def test_metadata_does_not_lead_out_of_its_folder(tmp_path, name):
     (tmp_path / "metadata.csv").write_text(f'file_name,text\n"{name}",One.\n')

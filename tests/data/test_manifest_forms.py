@@ -99,6 +99,39 @@ def test_parts(folder):
         parts(folder, offset=1, length=2)
 
 
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        ("startTime", "endTime"),
+        ("start_s", "end_s"),
+        ("START_TIME", "END_TIME"),
+        ("segment_start_time", "segment_end_time"),
+        ("begin_offset", "end_offset"),
+        ("clip_start_sec", "clip_stop_sec"),
+        ("starttime", "endtime"),
+        ("t_start", "t_end"),
+        ("xmin", "xmax"),
+    ],
+)
+def test_other_names_of_times(folder, start, end):
+    assert parts(folder, **{start: 1, end: 2.5}) == [("a.wav@1.000-2.500", 1, 2.5, 1.5)]
+    with refused(field=f"{start}_ms", expected="in seconds"):
+        parts(folder, **{f"{start}_ms": 1000, f"{end}_ms": 2500})
+
+
+@pytest.mark.parametrize(
+    "name", ["start_word", "end_of_turn", "weekend", "offset_mapping", "starter", "tend"]
+)
+def test_names_of_anything_else_are_no_times(folder, name):
+    assert parts(folder, **{name: "x"}) == parts(folder, duration_ms=1500) == [("a.wav", None, None, None)]
+
+
+def test_times_that_are_not_understood(folder):
+    for name, value in (("timestamp", [1.0, 2.5]), ("segment", [1, 2]), ("duration_ms", 1500)):
+        with refused(field=name, expected="seconds, in fields named start and end"):
+            parts(folder, **{"offset": 1, name: value})
+
+
 def test_segments(folder):
     segments = [
         {"id": 0, "start": 0.0, "end": 1.5, "text": " one"},

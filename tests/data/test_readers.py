@@ -140,9 +140,9 @@ def test_kaldi(tmp_path, caplog):
     ]
     assert "4 utterances are not in utt2spk: u2, u3, u6, u7" in caplog.text
     (data / "train/segments").unlink()
-    write(data, {"train/text": "ra one\nrc two\n"})
+    write(data, {"train/text": "ra one\nrc two\n", "train/utt2dur": "ra 2.5\n"})
     assert read_kaldi(data, "train")[0] == [
-        Utterance("ra", tmp_path / "wavs/a b.wav", "one"),
+        Utterance("ra", tmp_path / "wavs/a b.wav", "one", duration=2.5),
         Utterance("rc", tmp_path / "wavs/c.wav", "two"),
     ]
 
@@ -225,7 +225,37 @@ def test_folder(tmp_path):
         read_folder(root, "test")
 
 
-def test_folders_of_splits(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("0.5\t1.5\thello\n", "times"),
+        ("12.25 13.5 hello", "times"),
+        ("signal a\n#\n0.5 100 sil\n0.9 100 hh\n", "times"),
+        ("1\n00:00:01,000 --> 00:00:02,000\nhello\n", "subtitles"),
+        ("WEBVTT\n\n00:01.000 --> 00:02.000\nhello", "subtitles"),
+        ('\ufeffFile type = "ooTextFile"\nObject class = "TextGrid"\n', "a TextGrid"),
+        ("<!DOCTYPE html><p>hello</p>", "XML or HTML"),
+        ("{\\rtf1\\ansi hello}", "RTF"),
+        ('{"text": "hello"}', "JSON"),
+        ('[{"word": "hello"}]', "JSON"),
+    ],
+)
+def test_files_of_other_formats_are_no_texts(tmp_path, text, what):
+    root = write(tmp_path / "x", {"a.wav": "", "a.txt": "one", "b.wav": "", "b.txt": text})
+    utterances, [skipped] = read_folder(root, "train")
+    assert [clip.id for clip in utterances] == ["a"]
+    assert skipped.reason.startswith(f"b.txt holds {what}, not a text alone: ")
+
+
+@pytest.mark.parametrize(
+    "text", ["1990 2000 were years", "0 100", "<laughs> well", "[noise] {um} yes", "#", "3.5 or 4 # two"]
+)
+def test_texts_that_only_look_like_other_formats(tmp_path, text):
+    root = write(tmp_path / "x", {"a.wav": "", "a.txt": text})
+    assert read_folder(root, "train") == ([Utterance("a", root / "a.wav", text)], [])
+
+
+def test_folders_of_splits(tmp_path, caplog):
     clips = {f"{name}.{suffix}": "0 100" for name in ("Test/1", "train/2") for suffix in ("wav", "txt")}
     write(tmp_path, clips)
     assert splits_of_folder(tmp_path) == ["train", "Test"]
@@ -233,3 +263,7 @@ def test_folders_of_splits(tmp_path):
         [Utterance("train/2", tmp_path / "train/2.wav", "0 100")],
         [],
     )
+    assert caplog.text == ""
+    write(tmp_path, {"3.wav": "", "3.txt": "three"})
+    assert len(read_folder(tmp_path, "train")[0]) == 1
+    assert "1 audio files lie in no split's folder: 3.wav" in caplog.text

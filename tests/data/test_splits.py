@@ -99,6 +99,22 @@ def test_speakers_recordings_and_texts_in_both_are_named() -> None:
     assert list(shared(train, [said("g", "seven", "gus"), said("h", "", "")], as_written)) == []
 
 
+def test_parts_of_a_recording_under_another_name(tmp_path: Path) -> None:
+    (tmp_path / "long.wav").touch()
+    (tmp_path / "link.wav").symlink_to("long.wav")
+
+    def part(id: str, audio: Path) -> Utterance:
+        return Utterance(id, audio, id, "", start=1.0, end=2.0)
+
+    train = [part("a", tmp_path / "long.wav")]
+    for name in ("link.wav", "x/../long.wav"):
+        [recordings] = shared(train, [part("b", tmp_path / name)], as_written)
+        assert recordings == f"1 recordings are also in train ({tmp_path / name})"
+    (tmp_path / "data").symlink_to(tmp_path)
+    assert len(list(shared(train, [said("b", "b", file=str(tmp_path / "data/long.wav"))], as_written))) == 1
+    assert list(shared(train, [part("b", tmp_path / "other.wav")], as_written)) == []
+
+
 def test_a_sentence_that_everybody_says_is_named_apart() -> None:
     train = [
         said(f"{s}-{i}", "she had" if i == 0 else f"{s} says {i}", f"s{s}")

@@ -39,9 +39,10 @@ def test_timit_sample(timit_sample: Path, tmp_path: Path, measured: Callable[[st
     assert len(losses) == 60
     measured(f"timit_sample recipe, 60 steps: training loss {losses[0]:.2f} to {np.mean(losses[-5:]):.2f}")
     assert np.mean(losses[-5:]) <= 0.5 * losses[0]
-    evaluations = lines(result.workdir, "test")
+    evaluations, [final] = lines(result.workdir, "dev"), lines(result.workdir, "test")
     assert [row["step"] for row in evaluations] == [30, 60]
-    for row in evaluations:
+    assert (final, final["step"]) == (result.test, result.best["step"])
+    for row in (*evaluations, final):
         assert set(row) >= {"step", "epoch", "split", "loss", "wer", "cer", "wer_hf_padded", "clips"}
     for row in lines(result.workdir, "train"):
         assert set(row) >= {"step", "epoch", "loss", "learning_rate", "grad_norm", "audio_seconds_per_second"}
@@ -51,10 +52,15 @@ def test_timit_sample(timit_sample: Path, tmp_path: Path, measured: Callable[[st
         for speaker in config.data.held_out_speakers
         for path in timit_sample.glob(f"{speaker}/*.wav")
     }
-    predictions = [json.loads(line) for line in (result.workdir / "predictions/60.jsonl").open()]
-    assert {row["id"] for row in predictions} <= held_out
-    assert len(predictions) == evaluations[-1]["clips"] >= 36
-    assert all(set(row) == {"id", "reference", "hypothesis"} for row in predictions)
+    chosen, tested = (
+        [json.loads(line) for line in (result.workdir / f"predictions/{name}.jsonl").open()]
+        for name in ("60", "test")
+    )
+    assert {row["id"] for row in tested} <= held_out
+    assert len(tested) == final["clips"] >= 36
+    assert held_out.isdisjoint(row["id"] for row in chosen)
+    assert len(chosen) == evaluations[-1]["clips"]
+    assert all(set(row) == {"id", "reference", "hypothesis"} for row in [*chosen, *tested])
 
     assert {path.name for path in result.export.iterdir()} >= {
         "config.json",

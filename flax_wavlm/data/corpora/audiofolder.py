@@ -5,18 +5,21 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from flax_wavlm.data.corpora.audio_files import AudioFiles
 from flax_wavlm.data.corpora.folders import folders
 from flax_wavlm.data.corpora.hub_columns import TEXT_COLUMNS
-from flax_wavlm.data.corpora.parts import alias
+from flax_wavlm.data.corpora.parts import alias, names_of_times
 from flax_wavlm.data.corpora.splits import no_such_split
 from flax_wavlm.data.corpora.tables import table_rows
 from flax_wavlm.data.corpora.utterance import Skipped, Utterance, by_id, empty_split, is_usual_split
 from flax_wavlm.errors import UserError, shown, some
 from flax_wavlm.files import is_file, is_folder
+
+log = logging.getLogger(__name__)
 
 _METADATA = ("metadata.csv", "metadata.jsonl")
 _SPEAKER = ("speaker_id", "client_id", "speaker")
@@ -39,11 +42,12 @@ def read_audiofolder(folder: Path, split: str, text_column: str) -> tuple[list[U
     files = AudioFiles("file_name", "a path relative to the metadata file")
     names = (text_column,) if text_column else TEXT_COLUMNS
     utterances, skipped, rows = [], [], dict[str, str]()
+    times: set[str] = set()
     there = splits_of_audiofolder(folder)
     if split not in there:
         raise no_such_split(folder, split, there)
     for table in _tables(folder):
-        for where, row in table_rows(table, (("file_name",),)):
+        for where, row in table_rows(table, (("file_name",),), names):
             path = _relative(where, row, table, folder)
             if _split_of(path) != split:
                 continue
@@ -56,6 +60,7 @@ def read_audiofolder(folder: Path, split: str, text_column: str) -> tuple[list[U
                     do="remove one of the rows",
                 )
             rows[id] = where
+            times.update(names_of_times(row))
             text = row.get(column)
             if isinstance(text, str) and text.strip():
                 speaker = row.get(alias(where, row, _SPEAKER), "")
@@ -71,6 +76,12 @@ def read_audiofolder(folder: Path, split: str, text_column: str) -> tuple[list[U
             else:
                 skipped.append(Skipped(id, f"no text ({where})"))
     files.check()
+    if times:
+        log.warning(
+            "%s: %s: not used, as a row of metadata is a whole file; for parts of files write a manifest",
+            folder,
+            some(sorted(times)),
+        )
     if not utterances:
         raise empty_split(str(folder), f"rows of split {split!r} with file_name and text", skipped)
     return sorted(utterances, key=by_id), sorted(skipped, key=by_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import defaultdict
@@ -21,10 +22,21 @@ from flax_wavlm.data.corpora.utterance import (
     own_split,
 )
 from flax_wavlm.errors import UserError, cannot_read, some
+from flax_wavlm.files import folder_entries
+
+log = logging.getLogger(__name__)
 
 _EXPECTED = "a folder of audio files with a .txt or .lab file beside each"
 _TEXT_SUFFIXES = (".txt", ".lab")
 _TIMES = re.compile(r"\s*(\d+(?:\.\d+)?)\s+(\d+(?:\.\d+)?)\s+\S.*")  # a line of labels: begin, end, label
+_DECIMALS = re.compile(r"\s*\d+\.\d+\s+\d+\.\d+\s|\s*[\d.]+\t[\d.]+\t")  # as in Audacity's
+_OTHER_FORMATS = (  # what people keep beside audio under the names of texts
+    (re.compile(r"WEBVTT\b|.*\d\d:\d\d[.,]\d{3}\s*-->", re.DOTALL), "subtitles"),
+    (re.compile(r"File type\s*=\s*\"ooTextFile", re.IGNORECASE), "a TextGrid"),
+    (re.compile(r"<(?:\?xml|!doctype|html|trans)\b", re.IGNORECASE), "XML or HTML"),
+    (re.compile(r"\{\\rtf"), "RTF"),
+    (re.compile(r"[\[{]\s*[\"\[{]"), "JSON"),
+)
 
 
 def read_folder(path: str | Path, split: str) -> tuple[list[Utterance], list[Skipped]]:
@@ -36,7 +48,8 @@ def read_folder(path: str | Path, split: str) -> tuple[list[Utterance], list[Ski
     and every clip lies in one of them. Links are followed.
 
     Skipped are an audio file without text, with two text files, or beside another of its name; a text without
-    audio; and a text file that holds times (labels of HTK, Audacity or TIMIT). Hidden files are passed over.
+    audio; and a text file that holds times (labels of HTK, Audacity or TIMIT), subtitles, a TextGrid, JSON,
+    XML or RTF. Hidden files are passed over. Audio beside the folders of splits is named in the log.
 
     Raises NoSplit, and UserError where a folder cannot be listed or no clip is left.
     """
@@ -44,6 +57,8 @@ def read_folder(path: str | Path, split: str) -> tuple[list[Utterance], list[Ski
     there = _split_folders(root)
     if split not in there:
         raise no_split(root, split, in_usual_order(there), _EXPECTED)
+    if root not in there.values() and (outside := [f.name for f in folder_entries(root) if _is_audio(f)]):
+        log.warning("%s: %d audio files lie in no split's folder: %s", root, len(outside), some(outside))
     utterances, skipped = [], []
     names = _files_by_stem(there[split])
     speakers = _speakers(there[split], [stem for stem, files in names.items() if any(map(_is_audio, files))])
@@ -124,15 +139,24 @@ def _text(audio: list[Path], texts: list[Path]) -> str:
     text = read_utf8(texts[0])
     if _holds_times(text):
         raise UserError(f"{names[1]} holds times, not a text alone: {text.strip()[:40]!r}")
+    for pattern, what in _OTHER_FORMATS:
+        if pattern.match(text.lstrip()):
+            raise UserError(f"{names[1]} holds {what}, not a text alone: {text.strip()[:40]!r}")
     if not text.strip():
         raise UserError(f"no text in {names[1]}")
     return " ".join(text.split())
 
 
 def _holds_times(text: str) -> bool:
-    """Whether every line is "begin end label"; a single line must begin at 0, as a text may hold numbers."""
-    lines = [_TIMES.fullmatch(line) for line in text.splitlines() if line.strip()]
+    """Whether every line is "begin end label", below a header that ends with "#" where there is one.
+
+    A single line must begin at 0, or be as Audacity writes it, as a text may hold numbers.
+    """
+    written = [line for line in text.splitlines() if line.strip()]
+    if "#" in (stripped := [line.strip() for line in written]):
+        written = written[stripped.index("#") + 1 :]
+    lines = [_TIMES.fullmatch(line) for line in written]
     times = [(float(line[1]), float(line[2])) for line in lines if line]
     if not times or len(times) < len(lines) or any(begin > end for begin, end in times):
         return False
-    return len(times) > 1 or (times[0][0] == 0 and times[0][1] > 0)
+    return len(times) > 1 or (times[0][0] == 0 and times[0][1] > 0) or bool(_DECIMALS.match(written[0]))

@@ -43,13 +43,13 @@ def read_hub(
         NoSplit: there is no such split.
         UserError: `datasets` cannot load it, or a column is missing, of another kind, or one of several.
     """
-    if is_audiofolder(Path(name)):
-        return read_audiofolder(Path(name), split, text_column)
     where = f"Hugging Face dataset {name!r}"
     match = _SPLIT.fullmatch(split)
     if not match:
         raise no_such_split(where, split, splits_of_hub(name, config=config))
     base, part = match[1], match[2] or ""
+    if is_audiofolder(Path(name)):
+        return _part_of(read_audiofolder(Path(name), base, text_column), part, where, split)
     dataset = _load(name, config, base)
     rows = _rows(part, len(dataset), where, split)
     audio = find_column(dataset, audio_column, where)
@@ -130,6 +130,19 @@ def _load_saved(saved: dict[str, Path], split: str, where: str) -> Dataset:
 
 def _is_table(name: str) -> bool:
     return Path(name).suffix in _TABLES and is_file(Path(name))
+
+
+def _part_of(
+    read: tuple[list[Utterance], list[Skipped]], part: str, where: str, split: str
+) -> tuple[list[Utterance], list[Skipped]]:
+    """The part of a split that "[:95%]" means, in the order of ids; skipped clips count."""
+    ids = sorted([clip.id for clip in read[0]] + [clip.id for clip in read[1]])
+    wanted = {ids[row] for row in _rows(part, len(ids), where, split)}
+    utterances = [clip for clip in read[0] if clip.id in wanted]
+    skipped = [clip for clip in read[1] if clip.id in wanted]
+    if not utterances:
+        raise empty_split(where, f"rows in split {split!r}", skipped)
+    return utterances, skipped
 
 
 def _rows(part: str, count: int, where: str, split: str) -> range:

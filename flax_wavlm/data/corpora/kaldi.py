@@ -1,4 +1,4 @@
-"""Kaldi's data folders: `wav.scp`, `text`, and optionally `segments` and `utt2spk`."""
+"""Kaldi's data folders: `wav.scp`, `text`, and optionally `segments`, `utt2spk` and `utt2dur`."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def read_kaldi(path: str | Path, split: str) -> tuple[list[Utterance], list[Skip
     """A data folder of Kaldi's: `<path>/<split>/`, or `path` itself where it holds wav.scp.
 
     `wav.scp` names the recordings, `text` the texts, `segments` the parts of recordings that they belong to
-    (without it, each recording is an utterance), and `utt2spk` the speakers. A path in wav.scp is absolute,
-    or relative to its folder or one of the two above it, whichever has the first recording. An id that one
-    file has and another lacks is skipped, as is an empty text or segment.
+    (without it, each recording is an utterance), `utt2spk` the speakers, and `utt2dur` lengths. A path in
+    wav.scp is absolute, or relative to its folder or one of the two above it, whichever has the first
+    recording. An id that one file has and another lacks is skipped, as is an empty text or segment.
 
     Raises NoSplit, and UserError with file and line for a command (a pipe: it is never run), a place in an
     archive, a line that is not whole, times that cannot be, and an id that is there twice; and with the
@@ -53,6 +53,7 @@ def read_kaldi(path: str | Path, split: str) -> tuple[list[Utterance], list[Skip
         parts, source = _segments(folder / "segments"), "segments"
     else:
         parts, source = {id: (id, Part()) for id in recordings}, "wav.scp"
+    lengths = keyed_lines(folder / "utt2dur") if is_file(folder / "utt2dur") else {}
     if speakers and (without := sorted(parts.keys() & texts.keys() - speakers.keys())):
         log.warning("%s: %d utterances are not in utt2spk: %s", folder, len(without), some(without))
 
@@ -70,9 +71,10 @@ def read_kaldi(path: str | Path, split: str) -> tuple[list[Utterance], list[Skip
         else:
             speaker = speakers[id][1] if id in speakers else ""
             audio = recordings[recording]
-            utterances.append(
-                Utterance(id, audio, texts[id][1], speaker, part.duration, part.start, part.end)
-            )
+            duration = part.duration
+            if id in lengths:
+                duration = part_of(lengths[id][0], {"duration": lengths[id][1]}).duration
+            utterances.append(Utterance(id, audio, texts[id][1], speaker, duration, part.start, part.end))
     if not utterances:
         raise empty_split(str(folder), "ids that wav.scp and text share", skipped)
     return utterances, skipped

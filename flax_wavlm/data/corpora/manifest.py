@@ -50,7 +50,7 @@ def read_manifest(folder: str | Path, split: str) -> tuple[list[Utterance], list
     manifest = _find(Path(folder), split)
     files = AudioFiles("audio_filepath", "an absolute path, or one relative to the manifest")
     utterances, skipped, lines = [], [], dict[str, str]()
-    for where, row in table_rows(manifest, (_AUDIO, _TEXT)):
+    for where, row in table_rows(manifest, (_AUDIO, _TEXT), _TEXT):
         for clip in _clips(where, row, manifest.parent, files):
             if clip.id in lines:
                 raise UserError(

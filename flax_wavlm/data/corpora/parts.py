@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -9,23 +10,25 @@ from typing import Any, NamedTuple
 
 from flax_wavlm.errors import UserError
 
-_STARTS = (
-    "offset",
-    "start",
-    "begin",
-    "start_time",
-    "begin_time",
-    "segment_start",
-    "audio_start",
-    "start_sec",
-)
-_ENDS = ("end", "end_time", "stop", "stop_time", "segment_end", "audio_end", "end_sec")
-_DURATIONS = ("duration", "dur", "duration_sec")
+# The words of a field's name that say what it is, the surer one first; "end_offset" is an end.
+_ROLES = {
+    "duration": ("duration", "dur"),
+    "end": ("end", "stop", "xmax", "tmax"),
+    "start": ("start", "begin", "onset", "xmin", "tmin", "offset"),
+}
+_SECONDS = frozenset({"s", "sec", "secs", "second", "seconds"})
 # The like in another unit: whoever passes over it trains on the whole file.
-_OTHER_UNITS = re.compile(
-    r"(start|begin|end|stop|offset)_?(ms|msec|milli\w*|samples?|frames?)|(ms|samples?|frames?)_?(start|begin|end|stop|offset)",
-    re.IGNORECASE,
+_OTHER_UNITS = frozenset(
+    {"ms", "msec", "msecs", "milli", "millis", "millisec", "millisecond", "milliseconds"}
+    | {"us", "usec", "microseconds", "ns", "nanoseconds", "min", "minutes"}
+    | {"sample", "samples", "frame", "frames", "idx", "index"}
 )
+_SAY_NOTHING = frozenset(
+    {"time", "times", "timestamp", "timestamps", "stamp", "ts", "t", "at", "in", "pos", "position"}
+    | {"audio", "segment", "seg", "clip", "chunk", "utt", "utterance", "speech", "speaker"}
+)
+_PAIRS = re.compile(r"timestamps?|segment|interval|span|time|start_?end", re.IGNORECASE)  # [1.0, 2.5]
+_JOINED = re.compile(r"\b(start|begin|end|stop|offset)(time|ms|msec|sec|seconds|samples?|frames?)\b")
 _AGREE = 0.1  # seconds that end - start and a stated duration may differ by, since both are rounded
 
 
@@ -57,16 +60,17 @@ class Part(NamedTuple):
 def part_of(where: str, row: dict[str, Any]) -> Part:
     """The part that a line names.
 
-    `offset` (or `start`, `begin`, `start_time`, ...) with `duration` or `end` is a part, also from 0 on.
-    `duration` alone states the length of the whole file, and an offset of 0 alone says nothing.
+    `offset` (or `start`, `begin_time`, `startSec`, `segment_start`, ...) with `duration` or `end` is a part,
+    also from 0 on. `duration` alone states the length of the whole file, and an offset of 0 alone says
+    nothing.
 
     Raises UserError for a value that is not a time, an end before its start, an end and a duration that
     contradict each other, and fields that say the like in another unit.
     """
     _check_units(where, row)
-    start_name, start = _time(where, row, _STARTS)
-    end_name, end = _time(where, row, _ENDS)
-    _, duration = _time(where, row, _DURATIONS)
+    start_name, start = _time(where, row, "start")
+    end_name, end = _time(where, row, "end")
+    duration_name, duration = _time(where, row, "duration")
     if start is not None and end is None and duration is None and row.get("length") is not None:
         raise UserError(
             f"{start_name} has no duration, and `length` does not say its unit",
@@ -89,9 +93,9 @@ def part_of(where: str, row: dict[str, Any]) -> Part:
             )
         if duration is not None and abs(end - begin - duration) > _AGREE:
             raise UserError(
-                f"duration contradicts {end_name}, which makes {end - begin:g} s",
+                f"{duration_name} contradicts {end_name}, which makes {end - begin:g} s",
                 where=where,
-                field="duration",
+                field=duration_name,
                 found=duration,
                 expected="the length of the part",
                 do="correct the line, or leave one of them out",
@@ -100,6 +104,13 @@ def part_of(where: str, row: dict[str, Any]) -> Part:
     if start is not None and duration is not None:
         return Part(start, start + duration, duration)
     return Part(start or None, None, duration)
+
+
+def names_of_times(row: dict[str, Any]) -> list[str]:
+    """The fields of a line that may say which part of a file was said."""
+    return [
+        name for name, value in row.items() if value is not None and _meaning(name)[0] in ("start", "end")
+    ]
 
 
 def segments_of(where: str, row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -118,8 +129,8 @@ def segments_of(where: str, row: dict[str, Any]) -> list[dict[str, Any]]:
             expected="a list of objects with start, end and text",
             do="correct the line",
         )
-    for name in (*_STARTS, *_ENDS):
-        if row.get(name):
+    for name in row:
+        if row[name] and _meaning(name)[0] in ("start", "end"):
             raise UserError(
                 f"both segments and {name} say which part it is",
                 where=where,
@@ -148,9 +159,24 @@ def alias(where: str, row: dict[str, Any], names: Sequence[str]) -> str:
     return there[0] if there else ""
 
 
-def _time(where: str, row: dict[str, Any], names: Sequence[str]) -> tuple[str, float | None]:
+@functools.lru_cache(maxsize=1000)
+def _meaning(name: str) -> tuple[str, bool]:
+    """ "startTime_ms" to "start" and whether it is in seconds; "" for the name of anything else.
+
+    Each word of the name must be known: "start_word" and "end_of_turn" are of something else.
+    """
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
+    found = _JOINED.sub(r"\1 \2", re.sub(r"[^a-z]+", " ", words)).split()
+    role = next((role for role, known in _ROLES.items() if set(known) & set(found)), "")
+    rest = set(found) - {word for known in _ROLES.values() for word in known}
+    if not role or not rest <= _SECONDS | _OTHER_UNITS | _SAY_NOTHING:
+        return "", True
+    return role, not rest & _OTHER_UNITS
+
+
+def _time(where: str, row: dict[str, Any], role: str) -> tuple[str, float | None]:
     """The field's name in this line, and its seconds; "" and None where the line has none."""
-    there = [name for name in names if row.get(name) is not None]
+    there = [name for name in row if row[name] is not None and _meaning(name) == (role, True)]
     times = {name: _seconds(where, row, name) for name in there}
     name = alias(where, times, there)
     return name, times[name] if name else None
@@ -170,12 +196,19 @@ def _seconds(where: str, row: dict[str, Any], name: str) -> float:
 
 
 def _check_units(where: str, row: dict[str, Any]) -> None:
-    for name, value in row.items():
-        if value is not None and _OTHER_UNITS.fullmatch(name):
+    """UserError for what may say the part, and cannot be understood; a length alone need not be."""
+    there = {name: _meaning(name) for name, value in row.items() if value is not None}
+    for name, (role, in_seconds) in there.items():
+        other_unit = not in_seconds and (role != "duration" or ("start", True) in there.values())
+        if other_unit or (_PAIRS.fullmatch(name) and _is_pair(row[name])):
             raise UserError(
                 where=where,
                 field=name,
-                found=value,
+                found=row[name],
                 expected="times in seconds, in fields named start and end, or offset and duration",
                 do="convert it, or rename the field where it does not say which part of the file was said",
             )
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(time) in (int, float) for time in value)

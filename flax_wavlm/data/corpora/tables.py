@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,16 @@ Row = tuple[str, dict[str, Any]]  # "file:line", and the line's fields
 Needed = Sequence[Sequence[str]]  # fields that a table must have, each with its other names
 
 
-def table_rows(file: Path, needed: Needed) -> Iterator[Row]:
-    """The rows of a file of one of TABLE_SUFFIXES, UTF-8."""
+def table_rows(file: Path, needed: Needed, texts: Collection[str] = ()) -> Iterator[Row]:
+    """The rows of a file of one of TABLE_SUFFIXES, UTF-8. Of CSV, empty fields but `texts` are left out."""
     text = read_utf8(file)
     if file.suffix == ".jsonl":
         return json_lines(file, text)
     if file.suffix == ".json":
         return _json_rows(file, text)
     if file.suffix == ".tsv":
-        return tsv_rows(file, text, quoted=_is_quoted(text), needed=needed)
-    return _csv_rows(file, text, _delimiter(text, needed), needed)
+        return _rows(file, text, "\t", _is_quoted(text), needed, texts)
+    return _rows(file, text, _delimiter(text, needed), True, needed, texts)
 
 
 def json_lines(file: Path, text: str) -> Iterator[Row]:
@@ -97,12 +97,10 @@ def tsv_rows(file: Path, text: str, *, quoted: bool, needed: Needed = ()) -> Ite
     return _rows(file, text, "\t", quoted, needed)
 
 
-def _csv_rows(file: Path, text: str, delimiter: str, needed: Needed) -> Iterator[Row]:
-    return _rows(file, text, delimiter, True, needed)
-
-
-def _rows(file: Path, text: str, delimiter: str, quoted: bool, needed: Needed) -> Iterator[Row]:
-    """Each row that is not empty. Fields that are empty are left out, but for a text."""
+def _rows(
+    file: Path, text: str, delimiter: str, quoted: bool, needed: Needed, texts: Collection[str] = ()
+) -> Iterator[Row]:
+    """Each row that is not empty. Fields that are empty are left out, but for those of texts."""
     reader = csv.reader(
         io.StringIO(text, newline=""),
         delimiter=delimiter,
@@ -110,7 +108,6 @@ def _rows(file: Path, text: str, delimiter: str, quoted: bool, needed: Needed) -
         quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
         skipinitialspace=delimiter != "\t",  # `a.wav, "one, two"`
     )
-    kept = {name for names in needed if "text" in names for name in names}
     line = 1  # where the row begins
     try:
         header = next(reader, [])
@@ -121,7 +118,7 @@ def _rows(file: Path, text: str, delimiter: str, quoted: bool, needed: Needed) -
             if any(row):  # spreadsheets leave rows of empty fields
                 _check_row(where, row, header, delimiter)
                 fields = zip(header, row, strict=True)
-                yield where, {name: value for name, value in fields if value or name in kept}
+                yield where, {name: value for name, value in fields if value or name in texts}
             line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(
