@@ -321,6 +321,8 @@ WHEN_ABSENT: dict[str, Any] = {
     "text.preset": "before-0.2",
     "train.best_by": "wer",
 }
+# Defaults that have changed: a config.json with the former one was written by a recipe that did not set it.
+FORMER_DEFAULTS: dict[str, Any] = {"data.audio_column": "audio", "data.text_column": "text"}
 
 
 def read_saved(path: Path) -> dict[str, Any]:

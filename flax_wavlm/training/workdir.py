@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from flax_wavlm.errors import MOST_ITEMS, UserError, cannot_write, reason
 from flax_wavlm.files import read_json_object, write_atomically
-from flax_wavlm.training.config import WHEN_ABSENT, TrainConfig, flatten, lookup, read_saved
+from flax_wavlm.training.config import FORMER_DEFAULTS, TrainConfig, flatten, lookup, read_saved
 
 log = logging.getLogger(__name__)
 
@@ -88,20 +88,28 @@ def _locked(workdir: Path) -> Iterator[None]:
 def as_begun(config: TrainConfig) -> TrainConfig:
     """The configuration with which the run in its workdir was begun, as far as it had to be said then.
 
-    Fields that came later are absent from that run's config.json. Whatever the recipe of today says, the run
-    goes on as it was computed before these fields existed. The log names those that this changes.
+    Fields that came later are absent from that run's config.json, and others have had another default.
+    Whatever the recipe of today says, the run goes on as it was computed then. The log names what changes.
     """
     path = Path(config.workdir) / "config.json"
     if not _has_checkpoints(path.parent) or not path.exists():
         return config
-    absent = WHEN_ABSENT.keys() - flatten(read_json_object(path, "a run's configuration")).keys()
+    said, completed = flatten(read_json_object(path, "a run's configuration")), flatten(read_saved(path))
+    defaults, today = flatten(TrainConfig()), flatten(config)
+    absent = (defaults.keys() - said.keys() - set(FREE_TO_CHANGE)) & completed.keys()
+    begun_with = {name: completed[name] for name in absent}
+    begun_with |= {
+        name: former
+        for name, former in FORMER_DEFAULTS.items()
+        if said.get(name) == former and today[name] == defaults[name]
+    }
     config = copy.deepcopy(config)
     changed = []
-    for name in sorted(absent):
+    for name, value in sorted(begun_with.items()):
         group, _, field = name.rpartition(".")
-        if getattr(lookup(config, group), field) != WHEN_ABSENT[name]:
-            setattr(lookup(config, group), field, WHEN_ABSENT[name])
-            changed.append(f"{name} = {WHEN_ABSENT[name]!r}")
+        if today[name] != value:
+            setattr(lookup(config, group), field, tuple(value) if isinstance(value, list) else value)
+            changed.append(f"{name} = {value!r}")
     if changed:
         log.warning("%s: begun by an older version, the run goes on with %s", path, ", ".join(changed))
     return config

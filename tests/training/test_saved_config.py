@@ -147,13 +147,17 @@ def test_run_begun_before_goes_on_as_it_was(tmp_path: Path, caplog: pytest.LogCa
     """A recipe of today, which says more than the run's config.json could, is no other configuration."""
     config = defaults()
     config.workdir = str(tmp_path)
-    config.text.preset, config.data.dev = "timit", "test"
+    config.text.preset, config.data.dev, config.data.weights = "timit", "test", (2.0,)
+    config.data.synthetic.dev_clips = 100
     begun_run(tmp_path, config, without="text")
     saved = json.loads((tmp_path / "config.json").read_text())
     del saved["data"]["dev"], saved["data"]["channel"], saved["train"]["best_by"]
+    del saved["data"]["synthetic"]["dev_clips"], saved["data"]["weights"]
+    saved["data"]["text_column"] = "text"  # the default of that time
     (tmp_path / "config.json").write_text(json.dumps(saved))
     begun = as_begun(config)
     assert (begun.text.preset, begun.data.dev, begun.data.channel) == ("before-0.2", "test", "mean")
+    assert (begun.data.synthetic.dev_clips, begun.data.weights, begun.data.text_column) == (0, (), "text")
     assert begun.train.best_by == "wer"
     assert config.text.preset == "timit"  # the caller's is not changed
     assert "text.preset = 'before-0.2'" in caplog.text
