@@ -1,6 +1,6 @@
 """Runs every job of a device, one after the other, and makes the table anew.
 
-python benchmarks/all.py            # about half an hour on 2 quiet cores
+python benchmarks/all.py            # about 45 minutes on 2 quiet cores
 python benchmarks/all.py cuda
 python benchmarks/all.py cpu train_step   # the jobs of one benchmark
 """

@@ -14,6 +14,7 @@ CPU = (
     "inference.py --clips 16 --batch 4 --blocks 3",
     "scaling.py --seconds 1 5 10 20 40 60",
     "scaling.py --seconds 5 10 20 40 60 --attention pallas --plan_only",
+    "languages.py",
 )
 LARGE = "train_step.py --device cuda --size large --batch 32 --dtype bfloat16"
 CUDA = (

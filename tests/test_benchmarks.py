@@ -119,10 +119,21 @@ def test_model_and_step_need_no_package_for_data():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "script", ["train_step", "parity", "profile_step", "inference", "input_pipeline", "startup", "scaling"]
+    "script",
+    [
+        "train_step",
+        "parity",
+        "profile_step",
+        "inference",
+        "input_pipeline",
+        "startup",
+        "scaling",
+        "languages --languages de",
+    ],
 )
 def test_rehearsal(script: str, tmp_path: Path):
-    printed = run(f"{script}.py", "--rehearse", "--results", str(tmp_path))
+    script, *options = script.split()
+    printed = run(f"{script}.py", "--rehearse", "--results", str(tmp_path), *options)
     result = json.loads((tmp_path / f"{script}-cpu.json").read_text())
     assert result["benchmark"] == script
     for row in result["rows"]:
