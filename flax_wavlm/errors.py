@@ -72,8 +72,9 @@ class UserError(Exception):
             text += f", expected {self.expected}"
         if self.do:
             text += f"; {self.do}"
-        # Names of files, splits and columns are whatever somebody has written there.
-        return printable(f"{self.where}: {text}" if self.where else text)
+        # Sentences are folded. Names of files are whatever somebody has written, and are to be told apart.
+        text = printable(" ".join(text.splitlines()))
+        return f"{printable(self.where)}: {text}" if self.where else text
 
 
 class Preempted(Exception):

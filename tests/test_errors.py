@@ -74,4 +74,8 @@ def test_message_is_on_one_line_and_no_terminal_obeys_it(where: str) -> None:
         assert error.where == where  # for programs
         assert str(error) == f"{printable(where)}: is damaged"
         assert str(error).isprintable()
-    assert str(UserError(f"no split {where}", do=where)) == f"no split {printable(where)}; {printable(where)}"
+    assert str(UserError(f"no split {where}", do=where)).isprintable()
+
+
+def test_sentences_of_several_lines_are_folded() -> None:
+    assert str(UserError("two\nlines", where="a\nb", do="\x1b[31mgo")) == "a\\nb: two lines; \\x1b[31mgo"
