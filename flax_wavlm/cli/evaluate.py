@@ -12,15 +12,9 @@ from absl import flags
 
 from flax_wavlm.cli.command import CHANNEL_HELP, Command, Parsed
 from flax_wavlm.data.corpora.load import CORPORA
+from flax_wavlm.errors import UserError, did_you_mean
 
-TEXT_FLAGS = {
-    "preset": "The text rule: auto, timit, written or tokens.",
-    "case": "lower, upper, keep or auto.",
-    "remove": "Characters that are deleted.",
-    "keep": "Characters that stay.",
-    "language": "A code such as tr, where upper and lower case depend on it.",
-    "unit": "character, or token: symbols with white space between them.",
-}
+TEXT_FIELDS = ("preset", "case", "remove", "keep", "language", "unit")  # of data.text.TextRule
 
 
 def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
@@ -41,8 +35,12 @@ def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
     flags.DEFINE_string("text_column", "", "hub: the column of the text; empty: found.", values)
     flags.DEFINE_string("hub_config", None, "hub: the data set's configuration.", values)
     flags.DEFINE_string("channel", "auto", CHANNEL_HELP, values)
-    for name, meaning in TEXT_FLAGS.items():
-        flags.DEFINE_string(f"text_{name}", None, f"{meaning} Unset: the model's own.", values)
+    flags.DEFINE_multi_string(
+        "text_rule",
+        None,
+        f"FIELD=VALUE in place of the model's own text rule, one of {', '.join(TEXT_FIELDS)}",
+        values,
+    )
     flags.DEFINE_string("predictions", None, "File for id, reference and hypothesis as JSON lines.", values)
 
 
@@ -52,6 +50,7 @@ def _run(parsed: Parsed) -> None:
     from flax_wavlm.recognition.recogniser import Recogniser
 
     values = parsed.values
+    text = _text_fields(values.text_rule or ())
     utterances, unusable = load_corpus(
         values.corpus,
         values.data,
@@ -61,7 +60,6 @@ def _run(parsed: Parsed) -> None:
         text_column=values.text_column,
         hub_config=values.hub_config,
     )
-    text = {name: values[f"text_{name}"].value for name in TEXT_FLAGS}
     recogniser = Recogniser.from_pretrained(values.model, dtype=values.dtype, text=text)
     result = recogniser.evaluate(
         utterances, unusable, name=values.split, batch_size=values.batch_size, channel=values.channel
@@ -69,6 +67,22 @@ def _run(parsed: Parsed) -> None:
     if values.predictions:
         write_predictions(Path(values.predictions), result.predictions)
     print(f"{figures_line(result.figures, recogniser.task.scoring)}  {result.figures['skipped']} skipped")
+
+
+def _text_fields(settings: Sequence[str]) -> dict[str, str]:
+    """Field to value, from "FIELD=VALUE"."""
+    fields = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if name not in TEXT_FIELDS or not equals:
+            raise UserError(
+                field="--text_rule",
+                found=setting,
+                expected=f"FIELD=VALUE, with one of {', '.join(TEXT_FIELDS)}",
+                do=did_you_mean(name, TEXT_FIELDS),
+            )
+        fields[name] = value
+    return fields
 
 
 EVALUATE = Command(
@@ -87,7 +101,7 @@ EVALUATE = Command(
         "data.channel": "--channel",
         "batch_size": "--batch_size",
         "dtype": "--dtype",
-        **{f"text.{name}": f"--text_{name}" for name in TEXT_FLAGS},
+        **{f"text.{name}": f"--text_rule {name}" for name in TEXT_FIELDS},
         "split": "--split",
     },
 )

@@ -242,3 +242,14 @@ def test_huge_pages_can_be_turned_off_in_a_real_process(tmp_path: Path) -> None:
     assert tunables(FLAX_WAVLM_HUGE_PAGES="0") == "none\n"
     offered = huge_pages._OFFER.exists() and "[madvise]" in huge_pages._OFFER.read_text()
     assert tunables() == ("glibc.malloc.hugetlb=1\n" if offered else "none\n")
+
+
+def test_fields_of_the_text_rule(capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong field is refused before anything is read; a wrong value is named by its flag."""
+    evaluate = app.COMMANDS["evaluate"]
+    values, _ = evaluate.parse(
+        evaluate, ["--model=x", "--corpus=x", "--text_rule=case=keep", "--text_rule", "remove=,="]
+    )
+    assert values.text_rule == ["case=keep", "remove=,="]
+    assert app.main(["evaluate", "--model=x", "--corpus=timit", "--text_rule=cas=keep"]) == 2
+    assert "--text_rule is 'cas=keep', expected FIELD=VALUE" in capsys.readouterr().err

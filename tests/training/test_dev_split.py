@@ -129,7 +129,9 @@ def timit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def speech_of(data: DataSettings) -> Speech:
     """What a run on these settings trains on, is chosen by and is tested on."""
     splits = load_splits(data)
-    tokenizer = CTCTokenizer.from_texts([normalise(utterance.text) for utterance in splits.all()])
+    tokenizer = CTCTokenizer.from_texts(
+        [normalise(utterance.text) for utterances in splits.by_name().values() for utterance in utterances]
+    )
     task = character_ctc(tokenizer, reduction="mean")
     preprocessor = Preprocessor(do_normalize=True, return_attention_mask=True)
     origin = StartingPoint(None, WavLMConfig(**task.settings), True, task, tokenizer, preprocessor)
