@@ -45,7 +45,7 @@ class Recipe(NamedTuple):
     learning_rate: float = 2e-3
 
 
-RECIPES = {"de": Recipe("German", 6000, 2500), "cmn": Recipe("Mandarin", 9000, 6000, 3e-3)}
+RECIPES = {"de": Recipe("German", 6000, 2500), "cmn": Recipe("Mandarin", 6000, 4000)}
 DEV_CLIPS, TEST_CLIPS = 100, 300
 
 
