@@ -137,6 +137,7 @@ class LoopSettings:
     ctc_loss_reduction: str = "mean"  # "mean" or "sum", as torch.nn.functional.ctc_loss's
     skip_nonfinite: int = 0  # steps that may be skipped because loss or gradient is not finite
     head_first_steps: int = 0  # steps at the beginning that train the head alone
+    early_stopping: int = 0  # evaluations in a row without a better score that end the run; 0: none do
 
 
 SCHEDULES = ("linear", "tri_stage", "cosine", "constant")
@@ -269,7 +270,7 @@ def _check_data(data: DataSettings) -> None:
 def _check_loop(train: LoopSettings) -> None:
     for name in ("batch_size", "eval_batch_size", "accumulation", "eval_every", "log_every"):
         _at_least(1, train, f"train.{name}")
-    for name in ("steps", "save_every", "skip_nonfinite", "head_first_steps"):
+    for name in ("steps", "save_every", "skip_nonfinite", "head_first_steps", "early_stopping"):
         _at_least(0, train, f"train.{name}")
     _require(
         train.steps > 0 or train.epochs > 0,

@@ -30,6 +30,7 @@ from flax_wavlm.training.prepare import Parts, prepare
 from flax_wavlm.training.report.curves import curves
 from flax_wavlm.training.report.metrics import final_test, read_metrics, results_table
 from flax_wavlm.training.state import TrainState, zero_totals
+from flax_wavlm.training.stopping import steps_to_make
 from flax_wavlm.training.workdir import as_begun, lock_workdir
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ def _fit(config: TrainConfig, run: Parts, workdir: Path, stop: processes.StopReq
             _evaluate(run, state, start, journal, workdir)  # the run ended before it could
 
         monitor = StepMonitor(journal, batches, loop.skip_nonfinite, state)
-        for step in range(start + 1, total + 1):
+        for step in steps_to_make(start, total, journal, loop.early_stopping):
             batch = monitor.wait_for(iterator, state)
             inputs = {name: batch[name] for name in STEP_INPUTS if name in batch}
             with monitor.step_of_shape(batches.samples(step - 1)):

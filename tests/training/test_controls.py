@@ -1,6 +1,7 @@
 """The controls of a recipe: schedules, rates by part of the model, a head that goes first, an early end."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,10 +14,13 @@ import transformers
 from flax import traverse_util
 
 from flax_wavlm.errors import UserError
+from flax_wavlm.recognition.ctc_task import CTC_SCORING
 from flax_wavlm.training.config import OptimSettings
+from flax_wavlm.training.journal import Journal
 from flax_wavlm.training.optimizer import adamw
 from flax_wavlm.training.prepare import make_optimizer, make_schedule
 from flax_wavlm.training.rates import rate_multipliers
+from flax_wavlm.training.stopping import steps_to_make
 
 # --- Schedules ----------------------------------------------------------------------------------------------
 
@@ -230,3 +234,39 @@ def test_update_that_is_left_out_leaves_everything() -> None:
     bad = jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan), params)
     _, after = jax.jit(optimizer.update)(bad, state, params, finite=jnp.array(False))
     jax.tree.map(np.testing.assert_array_equal, after, state)
+
+
+# --- An early end -------------------------------------------------------------------------------------------
+
+
+def by_hand(scores: list[tuple[float, float]], patience: int) -> int:
+    """The evaluation, counted from 1, after which the run ends: a loop as one writes it by hand."""
+    best, waited = (math.inf, math.inf), 0
+    for number, score in enumerate(scores, start=1):
+        best, waited = (score, 0) if score < best else (best, waited + 1)
+        if waited == patience:
+            return number
+    return len(scores)
+
+
+@pytest.mark.parametrize("patience", [0, 1, 2, 3])
+def test_early_stopping_is_the_loop_written_by_hand(
+    patience: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Twenty evaluations, equals among them. From every step on, a resumed run ends at the same one."""
+    caplog.set_level("INFO", "flax_wavlm")
+    rng = np.random.default_rng(patience)
+    scores = [(float(wer), float(loss)) for wer, loss in rng.integers(1, 4, (20, 2))]
+    expected = 2 * (by_hand(scores, patience) if patience else 20)
+    for resumed in (0, 5, expected):
+        journal = Journal(tmp_path, 10, CTC_SCORING, "dev")
+        journal.go_back_to(resumed)
+        made = resumed
+        for step in steps_to_make(resumed, 40, journal, patience):
+            made = step
+            if step % 2 == 0:
+                wer, loss = scores[step // 2 - 1]
+                journal.write(step, "dev", {"wer": wer, "cer": 0.5, "loss": loss})
+        assert made == expected
+    if expected < 40:
+        assert f"stopped early, at step {expected} of 40: the last {patience} evaluations" in caplog.text
