@@ -121,6 +121,9 @@ class TextSettings:
         return TextRule().changed(dataclasses.asdict(self))
 
 
+MOST_AVERAGED = 100
+
+
 @dataclass
 class LoopSettings:
     """How long to train, and when to log, evaluate and save."""
@@ -138,6 +141,7 @@ class LoopSettings:
     skip_nonfinite: int = 0  # steps that may be skipped because loss or gradient is not finite
     head_first_steps: int = 0  # steps at the beginning that train the head alone
     early_stopping: int = 0  # evaluations in a row without a better score that end the run; 0: none do
+    average_last: int = 0  # evaluated checkpoints, the last ones, whose mean is tried at the end; 0: no mean
 
 
 SCHEDULES = ("linear", "tri_stage", "cosine", "constant")
@@ -272,6 +276,12 @@ def _check_loop(train: LoopSettings) -> None:
         _at_least(1, train, f"train.{name}")
     for name in ("steps", "save_every", "skip_nonfinite", "head_first_steps", "early_stopping"):
         _at_least(0, train, f"train.{name}")
+    _require(
+        train.average_last == 0 or 2 <= train.average_last <= MOST_AVERAGED,
+        "train.average_last",
+        train.average_last,
+        f"0 for no mean, or 2 to {MOST_AVERAGED}: so many checkpoints stay on the disk",
+    )
     _require(
         train.steps > 0 or train.epochs > 0,
         "train.steps",
