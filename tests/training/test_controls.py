@@ -15,7 +15,7 @@ from flax import traverse_util
 
 from flax_wavlm.errors import UserError
 from flax_wavlm.recognition.ctc_task import CTC_SCORING
-from flax_wavlm.training.config import OptimSettings
+from flax_wavlm.training.config import OptimSettings, TrainConfig
 from flax_wavlm.training.journal import Journal
 from flax_wavlm.training.optimizer import adamw
 from flax_wavlm.training.prepare import make_optimizer, make_schedule
@@ -270,3 +270,33 @@ def test_early_stopping_is_the_loop_written_by_hand(
         assert made == expected
     if expected < 40:
         assert f"stopped early, at step {expected} of 40: the last {patience} evaluations" in caplog.text
+
+
+# --- Values that cannot be ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("optim.schedule", "cosin", "one of linear, tri_stage, cosine, constant"),
+        ("optim.hold_steps", 3, "0 where optim.schedule is 'linear'"),
+        ("optim.initial_share", 1.5, "at most 1"),
+        ("optim.final_share", 0.0, "above 0"),
+        ("optim.layer_decay", 1.5, "at most 1"),
+        ("optim.head_learning_rate", -1.0, "above 0"),
+        ("train.head_first_steps", -1, "0 or more"),
+        ("train.early_stopping", -1, "0 or more"),
+        ("train.average_last", 1, "0 for no mean, or 2 to 100"),
+    ],
+)
+def test_value_that_cannot_be(field: str, value: Any, says: str) -> None:
+    config = TrainConfig(workdir="run")
+    config.model.checkpoint, config.data.corpus, config.data.path = "model", "timit", "data"
+    config.train.steps = 10
+    config.check()
+    group, name = field.split(".")
+    setattr(getattr(config, group), name, value)
+    with pytest.raises(UserError) as raised:
+        config.check()
+    assert (raised.value.field, raised.value.found) == (field, value)
+    assert raised.value.expected.startswith(says)
