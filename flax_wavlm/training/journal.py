@@ -56,9 +56,10 @@ class Journal:
         """Takes back all lines of later steps."""
         self._keep(lambda row: row["step"] <= step)
 
-    def take_back_final(self, step: int) -> None:
-        """Takes back final lines on test that are of another step than the one that is exported."""
-        self._keep(lambda row: row.get("split") != TEST or row["step"] == step)
+    def take_back_final(self, step: int, averaged: int = 0) -> None:
+        """Takes back final lines on test that are of other weights than those that are exported."""
+        exported = (step, averaged)
+        self._keep(lambda row: row.get("split") != TEST or (row["step"], row.get("averaged", 0)) == exported)
 
     def _keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
         if jax.process_index() == 0:

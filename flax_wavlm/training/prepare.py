@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -18,7 +19,14 @@ from flax_wavlm.ops.attention.choice import describe
 from flax_wavlm.recognition.evaluate import Evaluation, evaluate, make_eval_step
 from flax_wavlm.recognition.forward import ClipBatches
 from flax_wavlm.training.config import OptimSettings, TrainConfig
-from flax_wavlm.training.optimizer import adamw, linear_schedule
+from flax_wavlm.training.optimizer import (
+    adamw,
+    constant_schedule,
+    cosine_schedule,
+    linear_schedule,
+    tri_stage_schedule,
+)
+from flax_wavlm.training.rates import rate_multipliers
 from flax_wavlm.training.speech import Speech, prepare_speech
 from flax_wavlm.training.splits import load_splits
 from flax_wavlm.training.start import StartingPoint, new_state, open_starting_point, state_template
@@ -65,7 +73,13 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Parts:
     frame_counts = {int(origin.config.frame_count(samples)) for samples in batches.buckets}
     log.info("%s", describe(attention_spec(origin.config), frame_counts))
 
-    schedule, optimizer = _make_optimizer(config.optim, len(batches))
+    schedule = make_schedule(config.optim, len(batches))
+    optimizer = make_optimizer(
+        config.optim,
+        schedule,
+        head_first_steps=config.train.head_first_steps,
+        norm_last=origin.config.do_stable_layer_norm,
+    )
     freeze = config.model.freeze_feature_encoder
     template = state_template(origin, optimizer, mesh, freeze=freeze)
     train_step = make_train_step(
@@ -113,20 +127,54 @@ def _chosen_by(best_by: str, speech: Speech) -> str:
     return "cer"
 
 
-def _make_optimizer(optim: OptimSettings, steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    if optim.warmup_steps >= steps:
+def make_schedule(optim: OptimSettings, steps: int) -> optax.Schedule:
+    """The learning rate of a run of so many steps. UserError where warm-up and hold leave no step over."""
+    before = optim.warmup_steps + optim.hold_steps
+    if before >= steps:
+        held = optim.warmup_steps < steps
         raise UserError(
-            field="optim.warmup_steps",
-            found=optim.warmup_steps,
-            expected=f"fewer than the {steps} steps of the run",
+            field="optim.hold_steps" if held else "optim.warmup_steps",
+            found=optim.hold_steps if held else optim.warmup_steps,
+            expected=f"fewer than the {steps} steps of the run"
+            + (f", together with the {optim.warmup_steps} of optim.warmup_steps" if held else ""),
         )
-    schedule = linear_schedule(optim.learning_rate, optim.warmup_steps, steps)
-    optimizer = adamw(
+    peak, warmup_steps = optim.learning_rate, optim.warmup_steps
+    match optim.schedule:
+        case "linear":
+            return linear_schedule(peak, warmup_steps, steps)
+        case "cosine":
+            return cosine_schedule(peak, warmup_steps, steps)
+        case "constant":
+            return constant_schedule(peak, warmup_steps)
+    return tri_stage_schedule(
+        peak,
+        warmup_steps,
+        steps,
+        hold_steps=optim.hold_steps,
+        initial_share=optim.initial_share,
+        final_share=optim.final_share,
+    )
+
+
+def make_optimizer(
+    optim: OptimSettings, schedule: optax.Schedule, *, head_first_steps: int = 0, norm_last: bool
+) -> optax.GradientTransformation:
+    """AdamW as the settings say. `norm_last`: the encoder's norm comes after its layers."""
+    head = (optim.head_learning_rate or optim.learning_rate) / optim.learning_rate
+    multipliers = None
+    if (head, optim.layer_decay) != (1.0, 1.0):
+        multipliers = functools.partial(
+            rate_multipliers, head=head, layer_decay=optim.layer_decay, norm_last=norm_last
+        )
+    if head_first_steps > 0:
+        log.info("the first %d steps train the head alone", head_first_steps)
+    return adamw(
         schedule,
         beta1=optim.beta1,
         beta2=optim.beta2,
         eps=optim.eps,
         weight_decay=optim.weight_decay,
         clip_norm=optim.clip_norm,
+        multipliers=multipliers,
+        head_first_steps=head_first_steps,
     )
-    return schedule, optimizer

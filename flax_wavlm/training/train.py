@@ -19,17 +19,19 @@ from flax_wavlm.parallel import processes, sharding
 from flax_wavlm.porting.load import load_model
 from flax_wavlm.recognition.evaluate import collapse, figures_line, write_predictions
 from flax_wavlm.recognition.forward import ClipBatches
-from flax_wavlm.recognition.task import TEST, choosing
+from flax_wavlm.recognition.task import TEST
+from flax_wavlm.training.average import evaluate_average
 from flax_wavlm.training.checkpoints import Checkpoints
 from flax_wavlm.training.config import TrainConfig
-from flax_wavlm.training.export import export_run, write_model_card
+from flax_wavlm.training.export import Exported, export_run, write_model_card
 from flax_wavlm.training.features import cached_features
 from flax_wavlm.training.journal import Journal
 from flax_wavlm.training.monitor import StepMonitor, train_line
 from flax_wavlm.training.prepare import Parts, prepare
 from flax_wavlm.training.report.curves import curves
-from flax_wavlm.training.report.metrics import final_test, read_metrics, results_table
+from flax_wavlm.training.report.metrics import evaluation_of, final_test, read_metrics, results_table
 from flax_wavlm.training.state import TrainState, zero_totals
+from flax_wavlm.training.stopping import steps_to_make
 from flax_wavlm.training.workdir import as_begun, lock_workdir
 
 log = logging.getLogger(__name__)
@@ -92,7 +94,8 @@ def _fit(config: TrainConfig, run: Parts, workdir: Path, stop: processes.StopReq
     def due(step: int, every: int) -> bool:
         return step == total or (every > 0 and step % every == 0)
 
-    with Checkpoints(workdir / "checkpoints", journal.ranks) as checkpoints:
+    last = loop.average_last
+    with Checkpoints(workdir / "checkpoints", journal.ranks, evaluated_kept=last) as checkpoints:
         start, state = _resume_or_begin(config, run, checkpoints, iterator, fingerprints)
         journal.go_back_to(start)
         _keep_features(config, run, state)
@@ -100,7 +103,7 @@ def _fit(config: TrainConfig, run: Parts, workdir: Path, stop: processes.StopReq
             _evaluate(run, state, start, journal, workdir)  # the run ended before it could
 
         monitor = StepMonitor(journal, batches, loop.skip_nonfinite, state)
-        for step in range(start + 1, total + 1):
+        for step in steps_to_make(start, total, journal, loop.early_stopping):
             batch = monitor.wait_for(iterator, state)
             inputs = {name: batch[name] for name in STEP_INPUTS if name in batch}
             with monitor.step_of_shape(batches.samples(step - 1)):
@@ -183,12 +186,13 @@ def _evaluate(run: Parts, state: TrainState, step: int, journal: Journal, workdi
 
 
 def _finish(config: TrainConfig, run: Parts, workdir: Path) -> TrainResult:
-    """Exports the best checkpoint, evaluates it on test, draws the curves, and shows the table."""
+    """Exports the best checkpoint or average, evaluates it on test, draws the curves, and shows the table."""
     scoring, export = run.origin.task.scoring, workdir / "export"
+    evaluate_average(run, workdir, config.train.average_last)
     exported = export_run(workdir, export, "best", scoring=scoring)
     if run.speech.test is not None:
         journal = Journal(workdir, run.speech.train.steps_per_epoch, scoring, run.speech.chooser)
-        journal.take_back_final(exported)
+        journal.take_back_final(*exported)
         if not any(row["split"] == TEST for row in journal.rows()):
             _evaluate_exported(config, run, run.speech.test, exported, journal, workdir)
             write_model_card(workdir, export, exported, scoring=scoring)
@@ -196,13 +200,14 @@ def _finish(config: TrainConfig, run: Parts, workdir: Path) -> TrainResult:
     if jax.process_index() == 0:
         with writing(workdir / "curves.svg"):
             curves(metrics, workdir / "curves.svg", scoring)
-    log.info("\n%s\n\nThe best, step %d, is in %s", results_table(metrics, scoring), exported, export)
-    best = next(row for row in choosing(metrics) if row["step"] == exported)
+    log.info("\n%s\n\nThe best, %s, is in %s", results_table(metrics, scoring), exported, export)
+    best = evaluation_of(metrics, *exported)
+    assert best is not None  # it is what chose
     return TrainResult(workdir, export, dict(best), final_test(metrics))
 
 
 def _evaluate_exported(
-    config: TrainConfig, run: Parts, clips: ClipBatches, step: int, journal: Journal, workdir: Path
+    config: TrainConfig, run: Parts, clips: ClipBatches, exported: Exported, journal: Journal, workdir: Path
 ) -> None:
     """Evaluates the exported files on test; writes their predictions and, when all is done, their line."""
     weights = load_model(
@@ -213,8 +218,9 @@ def _evaluate_exported(
     figures, predictions = run.evaluate(split(weights)[1], clips)
     if jax.process_index() == 0:
         write_predictions(workdir / "predictions" / "test.jsonl", predictions)
-    journal.write(step, TEST, figures)
-    log.info("the exported model, step %d  test: %s", step, figures_line(figures, run.origin.task.scoring))
+    averaged = {"averaged": exported.averaged} if exported.averaged else {}
+    journal.write(exported.step, TEST, figures | averaged)
+    log.info("the exported model, %s  test: %s", exported, figures_line(figures, run.origin.task.scoring))
 
 
 def _keep_compilations(workdir: Path) -> None:

@@ -118,3 +118,12 @@ def test_test_chooses_nothing_where_there_is_a_dev_split() -> None:
     assert choosing([{"step": 1, "split": "test"}, {"step": 1, "split": "train"}]) == [
         {"step": 1, "split": "test"}
     ]
+
+
+def test_averaged_weights_have_no_rank_but_may_be_the_best() -> None:
+    """Their line carries the step of a checkpoint, whose own rank it must not replace."""
+    rows = [row(1, wer=0.4, cer=0.1, loss=1.0), row(2, wer=0.5, cer=0.1, loss=1.0)]
+    mean = {**row(2, wer=0.3, cer=0.1, loss=1.0), "averaged": 2}
+    assert CTC_SCORING.ranks([*rows, mean]) == CTC_SCORING.ranks(rows)
+    assert CTC_SCORING.best([*rows, mean]) is mean
+    assert CTC_SCORING.best([*rows, mean | {"wer": 0.45}]) is rows[0]

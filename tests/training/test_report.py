@@ -92,6 +92,15 @@ def test_results_table():
     ]
 
 
+def test_averaged_weights_in_table_and_card():
+    rows = [eval_row(500, 0.4), eval_row(500, 0.3) | {"averaged": 3}]
+    table = results_table(rows, CTC_SCORING)
+    assert table.splitlines()[3].endswith("| mean of 3, best |")
+    text = card(rows=rows, exported=500, averaged=3)
+    assert "The weights are the mean of the 3 checkpoints evaluated last, up to step 500: WER 0.3000" in text
+    assert "The weights are those of step 500: WER 0.4000" in card(rows=rows, exported=500)
+
+
 # ------------------------------------------------------------------------------------------------ model card
 
 CONFIG = {
