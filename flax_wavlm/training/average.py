@@ -47,7 +47,9 @@ def evaluate_average(run: Parts, workdir: Path, last: int) -> None:
             log.warning("no average: %d evaluated checkpoint(s), train.average_last is %d", len(steps), last)
             return
         try:
-            params = checkpoints.restore_mean(steps, combine(run.template.params, run.template.frozen))
+            params = checkpoints.restore_mean(
+                steps, combine(run.programs.template.params, run.programs.template.frozen)
+            )
             figures, predictions = run.evaluate(params, run.speech.dev)
         except UserError as error:
             log.warning("no average: %s", error)

@@ -31,9 +31,18 @@ from flax_wavlm.training.speech import Speech, prepare_speech
 from flax_wavlm.training.splits import load_splits
 from flax_wavlm.training.start import StartingPoint, new_state, open_starting_point, state_template
 from flax_wavlm.training.state import TrainState
-from flax_wavlm.training.step import Encode, TrainStep, jit_encode, jit_train_step, make_train_step
+from flax_wavlm.training.step import StepPrograms, jit_encode, jit_train_step, make_train_step
 
 log = logging.getLogger(__name__)
+
+
+class Programs(NamedTuple):
+    """What computes a run."""
+
+    schedule: optax.Schedule
+    template: TrainState  # shapes, types and shardings
+    train_step: StepPrograms
+    new_state: Callable[[], TrainState]  # the state before the first step
 
 
 class Parts(NamedTuple):
@@ -42,12 +51,8 @@ class Parts(NamedTuple):
     mesh: Mesh
     origin: StartingPoint
     speech: Speech
-    schedule: optax.Schedule
-    template: TrainState  # shapes, types and shardings
-    encode: Encode | None  # the frozen feature encoder; None where it is trained
-    train_step: TrainStep
+    programs: Programs
     evaluate: Callable[[Params, ClipBatches], Evaluation]  # over a whole split
-    new_state: Callable[[], TrainState]  # the state before the first step
 
 
 def prepare(config: TrainConfig, mesh: Mesh) -> Parts:
@@ -73,23 +78,7 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Parts:
     frame_counts = {int(origin.config.frame_count(samples)) for samples in batches.buckets}
     log.info("%s", describe(attention_spec(origin.config), frame_counts))
 
-    schedule = make_schedule(config.optim, len(batches))
-    optimizer = make_optimizer(
-        config.optim,
-        schedule,
-        head_first_steps=config.train.head_first_steps,
-        norm_last=origin.config.do_stable_layer_norm,
-    )
-    freeze = config.model.freeze_feature_encoder
-    template = state_template(origin, optimizer, mesh, freeze=freeze)
-    train_step = make_train_step(
-        structure(origin.config, model=task.head)[0],
-        optimizer,
-        task.loss,
-        seed=config.seed,
-        accumulation=config.train.accumulation,
-    )
-    encode = jit_encode(origin.config, mesh, accumulation=config.train.accumulation) if freeze else None
+    programs = make_programs(config, origin, mesh, len(batches))
     eval_step = make_eval_step(task, origin.config, mesh)
 
     def evaluate_on(params: Params, clips: ClipBatches) -> Evaluation:
@@ -102,11 +91,34 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Parts:
         mesh=mesh,
         origin=origin,
         speech=speech,
+        programs=programs,
+        evaluate=evaluate_on,
+    )
+
+
+def make_programs(config: TrainConfig, origin: StartingPoint, mesh: Mesh, steps: int) -> Programs:
+    """The optimizer, the step and the form of the state of a run of so many steps. Nothing is compiled."""
+    schedule = make_schedule(config.optim, steps)
+    optimizer = make_optimizer(
+        config.optim,
+        schedule,
+        head_first_steps=config.train.head_first_steps,
+        norm_last=origin.config.do_stable_layer_norm,
+    )
+    freeze = config.model.freeze_feature_encoder
+    template = state_template(origin, optimizer, mesh, freeze=freeze)
+    train_step = make_train_step(
+        structure(origin.config, model=origin.task.head)[0],
+        optimizer,
+        origin.task.loss,
+        seed=config.seed,
+        accumulation=config.train.accumulation,
+    )
+    encode = jit_encode(origin.config, mesh, accumulation=config.train.accumulation) if freeze else None
+    return Programs(
         schedule=schedule,
         template=template,
-        encode=encode,
         train_step=jit_train_step(train_step, mesh, template, encode),
-        evaluate=evaluate_on,
         new_state=lambda: new_state(origin, optimizer, template, seed=config.seed, freeze=freeze),
     )
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import grain
 import jax
+from jax.sharding import Mesh
 
 from flax_wavlm.data.batches import Features, train_iterator
-from flax_wavlm.data.preprocessor import INPUTS
 from flax_wavlm.errors import Preempted, UserError
 from flax_wavlm.files import writing
 from flax_wavlm.models.parameters import combine, split
@@ -23,20 +23,21 @@ from flax_wavlm.recognition.task import TEST
 from flax_wavlm.training.average import evaluate_average
 from flax_wavlm.training.checkpoints import Checkpoints
 from flax_wavlm.training.config import TrainConfig
+from flax_wavlm.training.dry_run import foretell
 from flax_wavlm.training.export import Exported, export_run, write_model_card
 from flax_wavlm.training.features import cached_features
 from flax_wavlm.training.journal import Journal
+from flax_wavlm.training.memory import out_of_memory_explained
 from flax_wavlm.training.monitor import StepMonitor, train_line
 from flax_wavlm.training.prepare import Parts, prepare
 from flax_wavlm.training.report.curves import curves
 from flax_wavlm.training.report.metrics import evaluation_of, final_test, read_metrics, results_table
 from flax_wavlm.training.state import TrainState, zero_totals
+from flax_wavlm.training.step import STEP_INPUTS
 from flax_wavlm.training.stopping import steps_to_make
 from flax_wavlm.training.workdir import as_begun, lock_workdir
 
 log = logging.getLogger(__name__)
-
-STEP_INPUTS = ("features", *INPUTS, "labels", "label_lengths", "valid")
 
 
 class TrainResult(NamedTuple):
@@ -67,20 +68,40 @@ def train(config: TrainConfig) -> TrainResult:
             Checkpoints written until then stay.
         Preempted: the process got SIGTERM (any process of the run did), and the run was saved.
     """
-    config.check()
-    config = as_begun(config)
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    sharding.check_batch_size("train.batch_size", config.train.batch_size, mesh, config.train.accumulation)
-    sharding.check_batch_size("train.eval_batch_size", config.train.eval_batch_size, mesh)
-    log.info("%d device(s): %s", len(jax.devices()), jax.devices()[0].device_kind)
+    config, mesh = _checked(config)
     workdir = Path(config.workdir)
     with processes.StopRequest() as stop, lock_workdir(workdir, config):
         _keep_compilations(workdir)
         run = prepare(config, mesh)
         if jax.process_index() == 0:
             run.origin.save_processor(workdir / "processor")
-        _fit(config, run, workdir, stop)
+        with out_of_memory_explained(config, run):
+            _fit(config, run, workdir, stop)
         return _finish(config, run, workdir)
+
+
+def dry_run(config: TrainConfig) -> dict[str, Any]:
+    """Reads and checks everything that `train` does, trains nothing, and foretells memory and time.
+
+    Decoded audio and compiled programs are kept for the run. What is found is returned, logged, and written
+    to `dry_run.json` in the workdir.
+
+    Raises UserError as `train` does before its work.
+    """
+    config, mesh = _checked(config)
+    _keep_compilations(Path(config.workdir))
+    return foretell(config, prepare(config, mesh))
+
+
+def _checked(config: TrainConfig) -> tuple[TrainConfig, Mesh]:
+    """The configuration as its run was begun, and the mesh. Raises UserError where they cannot be."""
+    config.check()
+    config = as_begun(config)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    sharding.check_batch_size("train.batch_size", config.train.batch_size, mesh, config.train.accumulation)
+    sharding.check_batch_size("train.eval_batch_size", config.train.eval_batch_size, mesh)
+    log.info("%d device(s): %s", len(jax.devices()), jax.devices()[0].device_kind)
+    return config, mesh
 
 
 def _fit(config: TrainConfig, run: Parts, workdir: Path, stop: processes.StopRequest) -> None:
@@ -107,7 +128,7 @@ def _fit(config: TrainConfig, run: Parts, workdir: Path, stop: processes.StopReq
             batch = monitor.wait_for(iterator, state)
             inputs = {name: batch[name] for name in STEP_INPUTS if name in batch}
             with monitor.step_of_shape(batches.samples(step - 1)):
-                state = run.train_step(state, sharding.put_batch(run.mesh, inputs))
+                state = run.programs.train_step(state, sharding.put_batch(run.mesh, inputs))
             if due(step, loop.log_every):
                 state = _log(run, state, step, monitor, journal)
 
@@ -136,9 +157,9 @@ def _resume_or_begin(
 ) -> tuple[int, TrainState]:
     """The last step that was made, and the state after it. The iterator is set to the same place."""
     freeze = config.model.freeze_feature_encoder
-    restored = checkpoints.restore_newest(run.template, freeze_feature_encoder=freeze)
+    restored = checkpoints.restore_newest(run.programs.template, freeze_feature_encoder=freeze)
     if restored is None:
-        return 0, run.new_state()
+        return 0, run.programs.new_state()
     begun_with = restored.position["data"]
     if begun_with != fingerprints:
         raise UserError(
@@ -158,16 +179,16 @@ def _keep_features(config: TrainConfig, run: Parts, state: TrainState) -> None:
         return
     folder = config.cache_folder()
     assert folder is not None  # `TrainConfig.check` saw to both
-    assert run.encode is not None
+    assert run.programs.train_step.encode is not None
     batches, model = run.speech.train, run.origin.config
-    arrays = cached_features(model, run.encode, state.frozen, batches, run.mesh, folder)
+    arrays = cached_features(model, run.programs.train_step.encode, state.frozen, batches, run.mesh, folder)
     batches.features = Features(arrays, model.frame_count)
 
 
 def _log(run: Parts, state: TrainState, step: int, monitor: StepMonitor, journal: Journal) -> TrainState:
     """Writes a train line; returns the state with its totals at zero."""
     line = monitor.read(state)
-    line["learning_rate"] = float(run.schedule(step - 1 - line["skipped"]))
+    line["learning_rate"] = float(run.programs.schedule(step - 1 - line["skipped"]))
     journal.write(step, "train", line)
     log.info("step %d/%d  %s", step, len(run.speech.train), train_line(line))
     return state._replace(totals=jax.device_put(zero_totals(), sharding.replicated(run.mesh)))
