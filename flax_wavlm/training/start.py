@@ -30,7 +30,7 @@ from flax_wavlm.porting.load import load_model
 from flax_wavlm.porting.mistaken import missing_vocabulary
 from flax_wavlm.porting.pretrained import PretrainedWeights, open_weights
 from flax_wavlm.recognition.ctc_task import character_ctc
-from flax_wavlm.recognition.task import Task
+from flax_wavlm.recognition.task import Scoring, Task
 from flax_wavlm.training.config import ModelSettings, TextSettings
 from flax_wavlm.training.state import TrainState, init_state
 
@@ -48,9 +48,8 @@ class StartingPoint(NamedTuple):
     preprocessor: Preprocessor
     alphabet: str = ""  # every symbol of the text with its counts, as tab-separated lines
 
-    def judged_by(self, score: str) -> StartingPoint:
-        """The same, with the best checkpoint chosen by another score of the task, or by "loss"."""
-        scoring = dataclasses.replace(self.task.scoring, best_by=score)
+    def judged_by(self, scoring: Scoring) -> StartingPoint:
+        """The same, with the scores of the task shown, and the best checkpoint chosen, in another way."""
         return self._replace(task=dataclasses.replace(self.task, scoring=scoring))
 
     def save_processor(self, folder: Path) -> None:
