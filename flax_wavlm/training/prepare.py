@@ -36,6 +36,7 @@ class Parts(NamedTuple):
     mesh: Mesh
     origin: StartingPoint
     speech: Speech
+    attention: str  # which implementation runs, in words
     schedule: optax.Schedule
     template: TrainState  # shapes, types and shardings
     encode: Encode | None  # the frozen feature encoder; None where it is trained
@@ -64,9 +65,8 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Parts:
     best_by = _chosen_by(config.train.best_by, speech)
     origin = origin.judged_by(replace(ctc_scoring(config.data.corpus), best_by=best_by))
     batches, task = speech.train, origin.task
-    log.info("%d steps, %d an epoch", len(batches), batches.steps_per_epoch)
     frame_counts = {int(origin.config.frame_count(samples)) for samples in batches.buckets}
-    log.info("%s", describe(attention_spec(origin.config), frame_counts))
+    attention = describe(attention_spec(origin.config), frame_counts)
 
     schedule, optimizer = _make_optimizer(config.optim, len(batches))
     freeze = config.model.freeze_feature_encoder
@@ -91,6 +91,7 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Parts:
         mesh=mesh,
         origin=origin,
         speech=speech,
+        attention=attention,
         schedule=schedule,
         template=template,
         encode=encode,

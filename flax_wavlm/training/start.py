@@ -23,7 +23,7 @@ from flax_wavlm.data.tokenizer import TOKENIZER_FILES, CTCTokenizer
 from flax_wavlm.files import local_folder, write_atomically, writing
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.heads import structure
-from flax_wavlm.models.parameters import Params, combine, count_parameters, partition, split
+from flax_wavlm.models.parameters import Params, combine, partition, split
 from flax_wavlm.parallel import sharding
 from flax_wavlm.porting.extras import EXTRAS_FILE, Extras, read_extras, write_extras
 from flax_wavlm.porting.load import load_model
@@ -170,11 +170,6 @@ def state_template(
     """The training state's shapes, types and shardings, without an array. `freeze`: the feature encoder."""
     shapes = structure(origin.config, model=origin.task.head)[1]
     trained, frozen = partition(shapes, freeze_feature_encoder=freeze)
-    log.info(
-        "%.1f million parameters, %.1f million of them trained",
-        count_parameters(combine(trained, frozen)) / 1e6,
-        count_parameters(trained) / 1e6,
-    )
     state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained, frozen)
     return jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
