@@ -19,7 +19,7 @@ from flax_wavlm.training.prepare import Parts
 log = logging.getLogger(__name__)
 
 
-def evaluate_average(run: Parts, workdir: Path, last: int) -> None:
+def evaluate_average(run: Parts, workdir: Path, last: int, journal: Journal) -> None:
     """Evaluates the mean of the last checkpoints once, at a run's end, on the split that chooses.
 
     While `train.average_last` is on, the run keeps that many of the last evaluated checkpoints on the disk,
@@ -36,9 +36,9 @@ def evaluate_average(run: Parts, workdir: Path, last: int) -> None:
         run: its parts.
         workdir: its folder.
         last: `train.average_last`; 0 does nothing.
+        journal: of the run.
     """
     scoring, chooser = run.origin.task.scoring, run.speech.chooser
-    journal = Journal(workdir, run.speech.train.steps_per_epoch, scoring, chooser)
     if last == 0 or any(row.get("averaged") for row in choosing(journal.rows())):
         return
     with Checkpoints(workdir / "checkpoints", journal.ranks) as checkpoints:

@@ -138,6 +138,7 @@ class LoopSettings:
     save_every: int = 0  # steps between further checkpoints; 0: only at evaluations
     best_by: str = "auto"  # what chooses the best checkpoint: wer, cer, loss, or auto
     ctc_loss_reduction: str = "mean"  # "mean" or "sum", as torch.nn.functional.ctc_loss's
+    tensorboard: bool = False  # also write events for TensorBoard, into tensorboard/ of the workdir
     skip_nonfinite: int = 0  # steps that may be skipped because loss or gradient is not finite
     head_first_steps: int = 0  # steps at the beginning that train the head alone
     early_stopping: int = 0  # evaluations in a row without a better score that end the run; 0: none do

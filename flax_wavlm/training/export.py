@@ -15,7 +15,7 @@ from flax_wavlm.models.heads import structure
 from flax_wavlm.models.parameters import merge
 from flax_wavlm.parallel import sharding
 from flax_wavlm.porting.save import copy_side_files, save_model
-from flax_wavlm.recognition.ctc_task import CTC_SCORING
+from flax_wavlm.recognition.ctc_task import ctc_scoring
 from flax_wavlm.recognition.task import Row, Scoring, choosing
 from flax_wavlm.training.checkpoints import Checkpoints
 from flax_wavlm.training.config import read_saved
@@ -116,6 +116,7 @@ def write_model_card(workdir: Path, output: Path, exported: Exported, *, scoring
 
 def scoring_of(workdir: Path) -> Scoring:
     """How a run chose: `train.best_by`, as its evaluations say that it was understood."""
+    scoring = ctc_scoring(str(read_saved(workdir / "config.json")["data"]["corpus"]))
     rows = choosing(read_metrics(workdir / "metrics.jsonl"))
-    best_by = next((row["best_by"] for row in rows if "best_by" in row), CTC_SCORING.best_by)
-    return replace(CTC_SCORING, best_by=best_by)
+    best_by = next((row["best_by"] for row in rows if "best_by" in row), scoring.best_by)
+    return replace(scoring, best_by=best_by)

@@ -123,13 +123,10 @@ def out_of_memory_explained(config: TrainConfig, run: Parts) -> Iterator[None]:
         batches = run.speech.train
         needed = step_bytes(run.programs, batches, max(batches.buckets))
         there = f"of the {in_gb(limit)} there are" if limit else "of its memory"
-        fits = min(
-            limit or needed, needed - 1
-        )  # by the plan it may fit: the runtime and others take some too
+        # By the plan alone it may fit: the runtime, and other programs, take memory too.
+        fits = min(limit or needed, needed - 1)
         raise UserError(
-            f"the device ran out of memory: by XLA's plan, a step on the longest clips needs {in_gb(needed)} "
-            f"{there}",
-            field="train.batch_size",
-            found=batches.batch_size,
+            f"the device ran out of memory: by XLA's plan, a step of train.batch_size={batches.batch_size} on "
+            f"the longest clips needs {in_gb(needed)} {there}",
             do=advice(config, run, fits),
         ) from None

@@ -6,6 +6,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import optax
@@ -16,6 +17,7 @@ from flax_wavlm.models.heads import structure
 from flax_wavlm.models.parameters import Params
 from flax_wavlm.models.wavlm import attention_spec
 from flax_wavlm.ops.attention.choice import describe
+from flax_wavlm.recognition.ctc_task import ctc_scoring
 from flax_wavlm.recognition.evaluate import Evaluation, evaluate, make_eval_step
 from flax_wavlm.recognition.forward import ClipBatches
 from flax_wavlm.training.config import OptimSettings, TrainConfig
@@ -51,6 +53,7 @@ class Parts(NamedTuple):
     mesh: Mesh
     origin: StartingPoint
     speech: Speech
+    attention: str  # which implementation runs, in words
     programs: Programs
     evaluate: Callable[[Params, ClipBatches], Evaluation]  # over a whole split
 
@@ -72,11 +75,11 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Parts:
     speech = prepare_speech(
         splits, origin, config.data, config.train, cache=config.cache_folder(), seed=config.seed
     )
-    origin = origin.judged_by(_chosen_by(config.train.best_by, speech))
+    best_by = _chosen_by(config.train.best_by, speech)
+    origin = origin.judged_by(replace(ctc_scoring(config.data.corpus), best_by=best_by))
     batches, task = speech.train, origin.task
-    log.info("%d steps, %d an epoch", len(batches), batches.steps_per_epoch)
     frame_counts = {int(origin.config.frame_count(samples)) for samples in batches.buckets}
-    log.info("%s", describe(attention_spec(origin.config), frame_counts))
+    attention = describe(attention_spec(origin.config), frame_counts)
 
     programs = make_programs(config, origin, mesh, len(batches))
     eval_step = make_eval_step(task, origin.config, mesh)
@@ -91,6 +94,7 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Parts:
         mesh=mesh,
         origin=origin,
         speech=speech,
+        attention=attention,
         programs=programs,
         evaluate=evaluate_on,
     )

@@ -1,4 +1,4 @@
-"""`train --dry_run`: what it foretells, that it trains nothing, and the advice where memory does not suffice."""
+"""`train --dry_run`: what it foretells, that it trains nothing, and its advice about memory."""
 
 import json
 from collections import Counter
@@ -15,11 +15,18 @@ from flax_wavlm.data.batches import Batches
 from flax_wavlm.data.clips import Clip
 from flax_wavlm.errors import UserError
 from flax_wavlm.parallel import sharding
+from flax_wavlm.training import dry_run as dry_run_module
 from flax_wavlm.training import memory
 from flax_wavlm.training.dry_run import duration, histogram, report, steps_by_bucket
 from flax_wavlm.training.train import dry_run, train
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("one_device", "one_timed_step")
+
+
+@pytest.fixture
+def one_timed_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dry_run_module, "TIMED_STEPS", 1)
+    monkeypatch.setattr(dry_run_module, "TIMED_SECONDS", 0)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 5, 13])
@@ -70,7 +77,7 @@ def test_what_a_run_then_does(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
 def test_memory_that_does_not_suffice_is_said_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_run(tmp_path, "run")
     needed = dry_run(config)["buckets"][0]["bytes"]
-    monkeypatch.setattr("flax_wavlm.training.dry_run.device_bytes", lambda: needed - 1)
+    monkeypatch.setattr(dry_run_module, "device_bytes", lambda: needed - 1)
     found = dry_run(config)
     assert found["total_seconds"] is None
     assert "does not fit" in report(found)
@@ -101,7 +108,7 @@ def test_out_of_memory_is_one_line_of_advice(
     said = str(raised.value)
     assert "\n" not in said
     assert "RESOURCE" not in said
-    assert "train.batch_size is 16" in said
+    assert "a step of train.batch_size=16 on the longest clips needs" in said
     assert "set one of: train.batch_size=12 needs" in said
 
 
