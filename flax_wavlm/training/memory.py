@@ -126,7 +126,7 @@ def out_of_memory_explained(config: TrainConfig, run: Parts) -> Iterator[None]:
         # By the plan alone it may fit: the runtime, and other programs, take memory too.
         fits = min(limit or needed, needed - 1)
         raise UserError(
-            f"the device ran out of memory: by XLA's plan, a step of train.batch_size={batches.batch_size} on "
-            f"the longest clips needs {in_gb(needed)} {there}",
+            "the device ran out of memory: by XLA's plan, a step of "
+            f"train.batch_size={batches.batch_size} on the longest clips needs {in_gb(needed)} {there}",
             do=advice(config, run, fits),
         ) from None
