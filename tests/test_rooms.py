@@ -9,7 +9,7 @@ import flax_wavlm
 PACKAGE = Path(flax_wavlm.__file__).parent
 FLOORS = (
     {"errors"},
-    {"files"},
+    {"files", "progress"},
     {"parallel", "ops"},
     {"models", "data"},
     {"porting"},

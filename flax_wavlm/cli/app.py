@@ -20,6 +20,7 @@ from absl import flags
 from absl import logging as absl_logging
 
 import flax_wavlm
+from flax_wavlm import progress
 from flax_wavlm.cli.command import Command
 from flax_wavlm.cli.convert import CONVERT
 from flax_wavlm.cli.evaluate import EVALUATE
@@ -74,7 +75,8 @@ def run(command: Command, given: Sequence[str]) -> int:
     if asks_for_help(given):
         print(page(command))
         return 0
-    with _messages(sys.stderr if command.results_on_stdout else sys.stdout, command.fields):
+    stream = sys.stderr if command.results_on_stdout else sys.stdout
+    with _messages(stream, command.fields), progress.drawn_on(sys.stderr):
         try:
             return command.run(command.parse(command, given)) or 0
         except UserError as error:
@@ -90,6 +92,7 @@ def run(command: Command, given: Sequence[str]) -> int:
                     f"({reason(error)}). Look at its last message; the same command in each then resumes",
                     FAILED,
                 )
+            progress.close_all()
             traceback.print_exc()
             return FAILED
 
@@ -101,6 +104,7 @@ def asks_for_help(given: Sequence[str]) -> bool:
 
 def _say(message: str, status: int) -> int:
     """Prints a message as one line of standard error; the status comes back."""
+    progress.close_all()
     print(printable(" ".join(message.splitlines())), file=sys.stderr)
     return status
 
@@ -156,12 +160,22 @@ class _Messages(logging.Formatter):
         return text_in_flags(text, self._fields) if record.levelno >= logging.WARNING else text
 
 
+class _Handler(logging.StreamHandler):
+    """Writes messages above a bar. What a bar shows anyway is not also a line on the same terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "on_the_bar", False) and progress.visible() and self.stream.isatty():
+            return
+        with progress.aside():
+            super().emit(record)
+
+
 @contextlib.contextmanager
 def _messages(stream: TextIO, fields: Mapping[str, str]) -> Iterator[None]:
     """Shows the library's messages there, and no other library's."""
     logger = logging.getLogger("flax_wavlm")
     before = logger.handlers, logger.level, logger.propagate
-    handler = logging.StreamHandler(stream)
+    handler = _Handler(stream)
     handler.setFormatter(_Messages(fields))
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)

@@ -46,6 +46,7 @@ def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
 
 def _run(parsed: Parsed) -> None:
     from flax_wavlm.data.corpora.load import load_corpus
+    from flax_wavlm.recognition.ctc_task import ctc_scoring
     from flax_wavlm.recognition.evaluate import figures_line, write_predictions
     from flax_wavlm.recognition.recogniser import Recogniser
 
@@ -66,7 +67,7 @@ def _run(parsed: Parsed) -> None:
     )
     if values.predictions:
         write_predictions(Path(values.predictions), result.predictions)
-    print(f"{figures_line(result.figures, recogniser.task.scoring)}  {result.figures['skipped']} skipped")
+    print(f"{figures_line(result.figures, ctc_scoring(values.corpus))}  {result.figures['skipped']} skipped")
 
 
 def _text_fields(settings: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """A checkpoint of a run to a Hugging Face folder that transformers loads.
 
-flax-wavlm export --workdir DIR --output FOLDER [--step best|latest|N]
+flax-wavlm export --workdir DIR --output FOLDER [--step best|latest|averaged|N]
 
 In a checkout, `python scripts/export_pytorch.py` is the same command.
 """
@@ -17,7 +17,11 @@ def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
     flags.DEFINE_string("workdir", None, "The run's folder.", values)
     flags.DEFINE_string("output", None, "The folder to write.", values)
     flags.DEFINE_string(
-        "step", "best", "best (by word error rate), latest, or the number of a checkpoint.", values
+        "step",
+        "best",
+        "best (by the score that chose), latest, averaged (over the last train.average_last checkpoints), or "
+        "the number of a checkpoint.",
+        values,
     )
 
 
@@ -25,8 +29,8 @@ def _run(parsed: Parsed) -> None:
     from flax_wavlm.training.export import export_run
 
     values = parsed.values
-    step = export_run(Path(values.workdir), Path(values.output), values.step)
-    print(f"step {step} of {values.workdir} is in {values.output}")
+    exported = export_run(Path(values.workdir), Path(values.output), values.step)
+    print(f"{exported} of {values.workdir} is in {values.output}")
 
 
 EXPORT = Command(

@@ -1,6 +1,6 @@
 """Trains, evaluates and exports; run again with the same workdir, it resumes.
 
-flax-wavlm train --config RECIPE [--workdir DIR] [--config.FIELD=VALUE ...]
+flax-wavlm train --config RECIPE [--workdir DIR] [--config.FIELD=VALUE ...] [--dry_run]
 
 SIGTERM saves and ends with status 75; the same command then goes on. On several hosts run it on each, with
 --multihost where jax knows the cluster (TPU pod, Slurm, Open MPI, Kubernetes), else with the variables
@@ -36,6 +36,7 @@ def _define(values: flags.FlagValues, given: Sequence[str]) -> None:
         sys_argv=list(given),  # it defines the flags of the fields that are given
     )
     flags.DEFINE_string("workdir", "", "The run's folder; by default runs/ and the recipe's name.", values)
+    flags.DEFINE_bool("dry_run", False, "Check everything, foretell memory and time, train nothing.", values)
     flags.DEFINE_bool("multihost", False, "Join the cluster's other processes of this run.", values)
 
 
@@ -57,9 +58,12 @@ def _run(parsed: Parsed) -> None:
     from flax_wavlm.parallel import processes
 
     processes.join(values.multihost)
-    from flax_wavlm.training.train import train
+    from flax_wavlm.training.train import dry_run, train
 
-    train(config)
+    if values.dry_run:
+        dry_run(config)
+    else:
+        train(config)
 
 
 def with_recipe_files(given: Sequence[str]) -> list[str]:

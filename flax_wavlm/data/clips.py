@@ -23,6 +23,7 @@ from flax_wavlm.data.preprocessor import mean_and_scale
 from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.data.targets import Targets
 from flax_wavlm.errors import UserError, printable
+from flax_wavlm.progress import tracked
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +60,8 @@ def usable_clips(
 ) -> tuple[list[Clip], list[Skipped]]:
     """Decodes every utterance once, in parallel, and keeps the order.
 
-    The log says how many clips there are, what was skipped and why, which clips only an evaluation keeps, and
-    which are so long that memory may not suffice.
+    The log says what was skipped and why, which clips only an evaluation keeps, and which are so long that
+    memory may not suffice.
 
     Args:
         frame_count: the model's frames for a number of samples.
@@ -179,16 +180,20 @@ def decode_audio(
     not a file (a dataset of the hub) are not cached, because nothing tells reliably that they are the same
     ones.
     """
+
+    def decoded() -> Iterator[Mono | UserError]:
+        return tracked(_decode_all(utterances, threads, channel), f"{name}: decoding", len(utterances))
+
     if cache is None:
-        return _samples(name, utterances, _decode_all(utterances, threads, channel))
+        return _samples(name, utterances, decoded())
     files = [utterance.audio for utterance in utterances if isinstance(utterance.audio, Path)]
     if len(files) < len(utterances):
         log.info("%s: decoded in memory, since its audio is not in files of its own", name)
-        return _samples(name, utterances, _decode_all(utterances, threads, channel))
+        return _samples(name, utterances, decoded())
 
     def make() -> Iterator[np.ndarray | None]:
         notes = []
-        for found in _decode_all(utterances, threads, channel):
+        for found in decoded():
             notes.append(found.note if isinstance(found, Mono) else "")
             yield found.samples if isinstance(found, Mono) else None
         yield np.frombuffer(json.dumps(notes).encode(), np.uint8)
@@ -265,8 +270,6 @@ def _report(
     frame_count: Callable[[int], int],
 ) -> None:
     """Logs what `usable_clips` promises."""
-    hours = sum(len(clip.samples) for clip in clips) / SAMPLE_RATE / 3600
-    log.info("%s: %d clips, %.2f hours", name, len(clips), hours)
     if skipped:
         log.warning("%s: %s", name, describe_skipped(skipped))
     doubtful = [

@@ -17,6 +17,7 @@ from flax_wavlm.models.heads import WavLMForCTC, structure
 from flax_wavlm.models.parameters import Params, flatten, merge, split
 from flax_wavlm.porting.pretrained import PretrainedWeights, open_weights
 from flax_wavlm.porting.table import HEAD, MASK_EMBEDDING, Entry, has_mask_embedding, table
+from flax_wavlm.progress import tracked
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,8 @@ def load_model(
     initial = _initialise(config, fresh_paths, seed) if fresh_paths else {}
 
     loaded: Params = {}
-    for path, leaf in flatten(params):
+    arrays = list(flatten(params))
+    for path, leaf in tracked(arrays, "loading weights", len(arrays)):
         if path in initial:
             array = np.asarray(initial[path])
         else:

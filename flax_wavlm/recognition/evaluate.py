@@ -12,11 +12,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flax_wavlm.data.batches import FILLER
-from flax_wavlm.errors import cannot_write, shown
+from flax_wavlm.errors import UserError, cannot_read, cannot_write, reason, shown
 from flax_wavlm.files import write_atomically
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.parameters import Params
 from flax_wavlm.ops.switch import kernels
+from flax_wavlm.progress import bar
 from flax_wavlm.recognition.forward import ClipBatches, forward_pass, jit_over_batches, run_over
 from flax_wavlm.recognition.task import Batch, Scoring, Task
 
@@ -67,12 +68,14 @@ def evaluate(task: Task, eval_step: EvalStep, params: Params, batches: ClipBatch
     """Evaluates every clip once. The loss is the mean over clips of the task's loss of each."""
     found: dict[int, np.ndarray] = {}
     loss, infeasible = 0.0, 0
-    for output in run_over(eval_step, params, batches, mesh):
-        loss += float(output.loss)
-        infeasible += int(output.infeasible)
-        for clip, prediction in zip(output.clip, output.prediction, strict=True):
-            if clip != FILLER:
-                found[int(clip)] = prediction
+    with bar("evaluating", len(batches.clips)) as shown:
+        for output in run_over(eval_step, params, batches, mesh):
+            loss += float(output.loss)
+            infeasible += int(output.infeasible)
+            for clip, prediction in zip(output.clip, output.prediction, strict=True):
+                if clip != FILLER:
+                    found[int(clip)] = prediction
+            shown.advance(int(np.count_nonzero(output.clip != FILLER)))
     clips = [batches.clips[i] for i in sorted(found)]
     rows = [found[i] for i in sorted(found)]
     references, hypotheses = [clip.text for clip in clips], [task.decode(row) for row in rows]
@@ -116,6 +119,22 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
         write_atomically(path, "".join(f"{line}\n" for line in lines))
     except OSError as error:
         raise cannot_write(path, error) from None
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """What `write_predictions` wrote. UserError where the file cannot be read, or is something else."""
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [Prediction(*(row[name] for name in Prediction._fields)) for row in rows]
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"holds no predictions ({reason(error)})",
+            where=path,
+            expected=f"lines of JSON objects with {', '.join(Prediction._fields)}",
+            do="restore or remove the file",
+        ) from error
 
 
 def figures_line(figures: Mapping[str, Any], scoring: Scoring) -> str:

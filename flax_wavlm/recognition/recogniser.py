@@ -32,6 +32,7 @@ from flax_wavlm.porting.extras import read_extras
 from flax_wavlm.porting.load import load_model
 from flax_wavlm.porting.mistaken import missing_vocabulary
 from flax_wavlm.porting.pretrained import open_weights
+from flax_wavlm.progress import bar, tracked
 from flax_wavlm.recognition.ctc_task import character_ctc
 from flax_wavlm.recognition.evaluate import Evaluation, evaluate, make_eval_step
 from flax_wavlm.recognition.forward import ClipBatches, forward_pass, jit_over_batches, run_over
@@ -150,10 +151,12 @@ class Recogniser:
         batches = self._batches([_unlabelled(i, samples) for i, samples in enumerate(clips)], batch_size)
         inputs = ({name: batch[name] for name in (*INPUTS, "clip")} for batch in batches)
         texts = [""] * len(clips)
-        for rows, predictions in run_over(self._predict, self.params, inputs, self.mesh):
-            for clip, prediction in zip(rows, predictions, strict=True):
-                if clip != FILLER:
-                    texts[clip] = self.task.decode(prediction)
+        with bar("transcribing", len(clips)) as shown:
+            for rows, predictions in run_over(self._predict, self.params, inputs, self.mesh):
+                for clip, prediction in zip(rows, predictions, strict=True):
+                    if clip != FILLER:
+                        texts[clip] = self.task.decode(prediction)
+                shown.advance(int(np.count_nonzero(rows != FILLER)))
         return texts
 
     def transcribe_files(
@@ -200,7 +203,7 @@ class Recogniser:
 
         paths = [Path(file) for file in files]
         with ThreadPoolExecutor() as pool:
-            found = list(pool.map(read, paths))
+            found = list(tracked(pool.map(read, paths), "decoding", len(paths)))
         clips = [read.samples for read in found if isinstance(read, Mono)]
         if notes := [
             Skipped(str(path), read.note)
@@ -247,6 +250,8 @@ class Recogniser:
             drop_infeasible=False,  # their text counts; the loss masks them
             channel=channel,
         )
+        hours = sum(len(clip.samples) for clip in clips) / SAMPLE_RATE / 3600
+        log.info("%s: %d clips, %.2f hours", name, len(clips), hours)
         eval_step = make_eval_step(self.task, self.config, self.mesh)
         batches = self._batches(clips, batch_size)
         result = evaluate(self.task, eval_step, self.params, batches, self.mesh)

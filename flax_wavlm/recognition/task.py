@@ -88,8 +88,15 @@ class Scoring:
     notes: str = ""
 
     def ranks(self, rows: Iterable[Row]) -> dict[int, Rank]:
-        """Step to rank, of every evaluation among the rows that chooses; the lowest rank is the best."""
-        return {row["step"]: self._rank(row) for row in choosing(rows) if self._scored(row)}
+        """Step to rank, of every checkpoint's evaluation that chooses; the lowest rank is the best.
+
+        An evaluation of averaged weights is of no checkpoint: it has no rank here, but `best` knows it.
+        """
+        return {
+            row["step"]: self._rank(row)
+            for row in choosing(rows)
+            if self._scored(row) and not row.get("averaged")
+        }
 
     def best(self, rows: Iterable[Row]) -> Row | None:
         """The best of the evaluations that choose; None where none has a finite score."""

@@ -1,13 +1,15 @@
 """Checkpoints of a run, by orbax: the model, the training state, the data's position, the configuration.
 
-They are written in the background, each whole or absent. The latest two are kept, and the best by the task's
-score. Every checkpoint holds a checksum of each of its arrays, taken on the device before it is written. So
-damage on the disk is noticed before a checkpoint is used.
+They are written in the background, each whole or absent. The latest two are kept, the best by the task's
+score, and where a run averages its last evaluated ones, these. Every checkpoint holds a checksum of each of
+its arrays, taken on the device before it is written. So damage on the disk is noticed before a checkpoint is
+used.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
@@ -47,21 +49,25 @@ class Checkpoints:
         folder: made if need be.
         ranks: of the steps evaluated so far, see `Scoring.ranks`; the caller adds to it as it evaluates. The
             checkpoint of the lowest rank, which is the best, is kept.
+        evaluated_kept: that many of the last evaluated ones are kept as well.
     Raises:
         UserError: here and in all methods, if the folder cannot be written or read.
     """
 
-    def __init__(self, folder: Path, ranks: MutableMapping[int, Rank] | None = None):
+    def __init__(
+        self, folder: Path, ranks: MutableMapping[int, Rank] | None = None, *, evaluated_kept: int = 0
+    ):
         # orbax warns about much that is intended. Both loggers repeat the errors that it raises.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self.folder = folder.absolute()
         self.ranks = {} if ranks is None else ranks
+        self.evaluated_kept = evaluated_kept
         self._open()
 
     def _open(self) -> None:
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_LatestTwoAndBest(self), cleanup_tmp_directories=True
+            preservation_policy=_KeepingPolicy(self), cleanup_tmp_directories=True
         )
         handlers = {
             **{name: ocp.PyTreeCheckpointHandler(type_handler_registry=_writers()) for name in TREES},
@@ -85,6 +91,12 @@ class Checkpoints:
     def best_of(self, steps: Sequence[int]) -> int | None:
         """`best_step` among these steps."""
         return min((step for step in steps if step in self.ranks), key=self.ranks.__getitem__, default=None)
+
+    def last_evaluated(self, count: int, steps: Sequence[int] | None = None) -> list[int]:
+        """The last `count` of these steps (None: of all checkpoints') that were evaluated, ascending."""
+        there = self.steps() if steps is None else sorted(steps)
+        evaluated = [step for step in there if step in self.ranks]
+        return evaluated[len(evaluated) - min(count, len(evaluated)) :]
 
     def resolve(self, step: str) -> int:
         """The step that "best", "latest" or a number names; UserError where there is no such checkpoint."""
@@ -166,6 +178,17 @@ class Checkpoints:
                 do="give another step",
             )
         return jax.tree.map(_place, read["model"], like)
+
+    def restore_mean(self, steps: Sequence[int], like: Params) -> Params:
+        """The mean of these checkpoints' parameters; UserError where one of them is damaged.
+
+        It is float32's running mean in the order of the steps: parameters that are alike in all, such as
+        frozen ones, come out as they are. Two sets of parameters are in memory at a time.
+        """
+        mean = self.restore_params(steps[0], like)
+        for count, step in enumerate(steps[1:], start=2):
+            mean = _moved_towards(mean, self.restore_params(step, like), 1 / count)
+        return mean
 
     def wait(self) -> None:
         """Returns when everything is on the disk."""
@@ -262,7 +285,7 @@ class Checkpoints:
             ) from error
 
 
-class _LatestTwoAndBest:
+class _KeepingPolicy:
     """Which checkpoints orbax keeps."""
 
     def __init__(self, checkpoints: Checkpoints):
@@ -270,7 +293,8 @@ class _LatestTwoAndBest:
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         steps = sorted(info.step for info in checkpoints)
-        kept = {*steps[-2:], self.checkpoints.best_of(steps)}
+        evaluated = self.checkpoints.last_evaluated(self.checkpoints.evaluated_kept, steps)
+        kept = {*steps[-2:], self.checkpoints.best_of(steps), *evaluated}
         return [info.step in kept for info in checkpoints]
 
 
@@ -300,6 +324,11 @@ def _place(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
     """The host's array on the devices, as `like` is spread over them."""
     assert like.sharding is not None
     return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _moved_towards(mean: Params, new: Params, share: float) -> Params:
+    return jax.tree.map(lambda old, other: old + (other - old) * share, mean, new)
 
 
 def _training(state: TrainState) -> dict[str, Any]:

@@ -121,6 +121,9 @@ class TextSettings:
         return TextRule().changed(dataclasses.asdict(self))
 
 
+MOST_AVERAGED = 100
+
+
 @dataclass
 class LoopSettings:
     """How long to train, and when to log, evaluate and save."""
@@ -135,15 +138,28 @@ class LoopSettings:
     save_every: int = 0  # steps between further checkpoints; 0: only at evaluations
     best_by: str = "auto"  # what chooses the best checkpoint: wer, cer, loss, or auto
     ctc_loss_reduction: str = "mean"  # "mean" or "sum", as torch.nn.functional.ctc_loss's
+    tensorboard: bool = False  # also write events for TensorBoard, into tensorboard/ of the workdir
     skip_nonfinite: int = 0  # steps that may be skipped because loss or gradient is not finite
+    head_first_steps: int = 0  # steps at the beginning that train the head alone
+    early_stopping: int = 0  # evaluations in a row without a better score that end the run; 0: none do
+    average_last: int = 0  # evaluated checkpoints, the last ones, whose mean is tried at the end; 0: no mean
+
+
+SCHEDULES = ("linear", "tri_stage", "cosine", "constant")
 
 
 @dataclass
 class OptimSettings:
-    """AdamW. The learning rate rises linearly from 0, then falls linearly to 0."""
+    """AdamW. The learning rate rises linearly to its peak, and then goes on as `schedule` says."""
 
     learning_rate: float = 1e-4  # at its peak
+    schedule: str = "linear"  # after the warm-up: linear (to 0), tri_stage, cosine (to 0), constant
     warmup_steps: int = 1000  # steps until the peak
+    hold_steps: int = 0  # tri_stage: steps at the peak, after the warm-up
+    initial_share: float = 0.01  # tri_stage: the first step's share of the peak; the others begin at 0
+    final_share: float = 0.01  # tri_stage: the share of the peak to which the rate falls, exponentially
+    head_learning_rate: float | None = None  # of the head at its peak; None: the same
+    layer_decay: float = 1.0  # each layer's rate is this times the next one's above; 1: all alike
     weight_decay: float = 0.005  # not applied to biases and the scales of norms
     clip_norm: float = 1.0  # largest norm of a gradient; 0: no clipping
     beta1: float = 0.9  # decay of the first moment
@@ -259,8 +275,14 @@ def _check_data(data: DataSettings) -> None:
 def _check_loop(train: LoopSettings) -> None:
     for name in ("batch_size", "eval_batch_size", "accumulation", "eval_every", "log_every"):
         _at_least(1, train, f"train.{name}")
-    for name in ("steps", "save_every", "skip_nonfinite"):
+    for name in ("steps", "save_every", "skip_nonfinite", "head_first_steps", "early_stopping"):
         _at_least(0, train, f"train.{name}")
+    _require(
+        train.average_last == 0 or 2 <= train.average_last <= MOST_AVERAGED,
+        "train.average_last",
+        train.average_last,
+        f"0 for no mean, or 2 to {MOST_AVERAGED}: so many checkpoints stay on the disk",
+    )
     _require(
         train.steps > 0 or train.epochs > 0,
         "train.steps",
@@ -275,11 +297,26 @@ def _check_loop(train: LoopSettings) -> None:
 
 
 def _check_optim(optim: OptimSettings) -> None:
-    for name in ("learning_rate", "eps"):
+    for name in ("learning_rate", "eps", "final_share", "layer_decay"):
         value = getattr(optim, name)
         _require(value > 0, f"optim.{name}", value, "above 0")
-    for name in ("warmup_steps", "weight_decay", "clip_norm"):
+    for name in ("initial_share", "final_share", "layer_decay"):
+        value = getattr(optim, name)
+        _require(value <= 1, f"optim.{name}", value, "at most 1")
+    head = optim.head_learning_rate
+    _require(head is None or head > 0, "optim.head_learning_rate", head, "above 0, or none for the same")
+    for name in ("warmup_steps", "hold_steps", "initial_share", "weight_decay", "clip_norm"):
         _at_least(0, optim, f"optim.{name}")
+    hint = did_you_mean(optim.schedule, SCHEDULES)
+    _require(
+        optim.schedule in SCHEDULES, "optim.schedule", optim.schedule, f"one of {', '.join(SCHEDULES)}", hint
+    )
+    _require(
+        optim.hold_steps == 0 or optim.schedule == "tri_stage",
+        "optim.hold_steps",
+        optim.hold_steps,
+        f"0 where optim.schedule is {optim.schedule!r}: tri_stage alone holds the peak",
+    )
     for name in ("beta1", "beta2"):
         value = getattr(optim, name)
         _require(0 <= value < 1, f"optim.{name}", value, "at least 0 and below 1")

@@ -24,6 +24,7 @@ from flax_wavlm.errors import UserError
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.parameters import Params
 from flax_wavlm.parallel import sharding
+from flax_wavlm.progress import tracked
 from flax_wavlm.training.step import Batch
 
 
@@ -78,7 +79,10 @@ def cached_features(
             for row in np.flatnonzero(batch["valid"]):
                 yield features[row][: config.frame_count(int(batch["lengths"][row]))]
 
-    kept = cached(folder, "features", _identity(config, frozen, batches, mesh), make)
+    def make_in_sight() -> Iterator[np.ndarray]:
+        return tracked(make(), "features", len(batches.clips))
+
+    kept = cached(folder, "features", _identity(config, frozen, batches, mesh), make_in_sight)
     order = np.argsort(-batches.lengths, kind="stable")  # the order of `eval_batches`
     by_clip = dict(zip(order.tolist(), kept, strict=True))
     return [array for i in range(len(order)) if (array := by_clip[i]) is not None]

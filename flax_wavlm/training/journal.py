@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from flax_wavlm.files import write_atomically, writing
 from flax_wavlm.recognition.task import DEV, TEST, Rank, Scoring
 from flax_wavlm.training.report.metrics import read_metrics
+from flax_wavlm.training.report.tensorboard import Events
 
 
 class Journal:
@@ -28,18 +29,29 @@ class Journal:
         steps_per_epoch: steps until every clip has been seen once.
         scoring: of the run's task.
         chooser: the split whose evaluations choose the best checkpoint, "dev" or "test".
+        events: takes the lines too, for TensorBoard; None: they are in metrics.jsonl alone.
 
     Attributes:
         ranks: step to rank, of every evaluation so far that chooses the best checkpoint.
     """
 
-    def __init__(self, workdir: Path, steps_per_epoch: int, scoring: Scoring, chooser: str = DEV):
+    def __init__(
+        self,
+        workdir: Path,
+        steps_per_epoch: int,
+        scoring: Scoring,
+        chooser: str = DEV,
+        events: Events | None = None,
+    ):
         self.metrics, self.nonfinite = workdir / "metrics.jsonl", workdir / "nonfinite.jsonl"
         self.steps_per_epoch, self.scoring, self.chooser = steps_per_epoch, scoring, chooser
+        self.events = events if jax.process_index() == 0 else None
         with writing(self.metrics):
             for path in (self.metrics, self.nonfinite):
                 if jax.process_index() == 0 and path.exists():
                     _drop_half_line(path)
+        if self.events is not None:
+            self.events.rewrite(self.rows())
         multihost_utils.sync_global_devices("journal")
         self.ranks: dict[int, Rank] = {}
         self._read_ranks()
@@ -56,16 +68,20 @@ class Journal:
         """Takes back all lines of later steps."""
         self._keep(lambda row: row["step"] <= step)
 
-    def take_back_final(self, step: int) -> None:
-        """Takes back final lines on test that are of another step than the one that is exported."""
-        self._keep(lambda row: row.get("split") != TEST or row["step"] == step)
+    def take_back_final(self, step: int, averaged: int = 0) -> None:
+        """Takes back final lines on test that are of other weights than those that are exported."""
+        exported = (step, averaged)
+        self._keep(lambda row: row.get("split") != TEST or (row["step"], row.get("averaged", 0)) == exported)
 
     def _keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
         if jax.process_index() == 0:
+            before = len(self.rows())
             for path in (self.metrics, self.nonfinite):
                 rows = read_metrics(path) if path.exists() else []
                 with writing(path):
                     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows if wanted(row)))
+            if self.events is not None and len(kept := self.rows()) < before:
+                self.events.rewrite(kept)
         multihost_utils.sync_global_devices("journal")
         self._read_ranks()
 
@@ -73,6 +89,8 @@ class Journal:
         """Writes a line of figures; `split` is "train", "dev" or "test"."""
         row = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), "split": split, **values}
         self._append(self.metrics, row)
+        if self.events is not None:
+            self.events.write(row)
         if split == self.chooser:
             self.ranks.update(self.scoring.ranks([row]))
 

@@ -13,6 +13,7 @@ import jax
 from flax_wavlm.data.batches import Batches
 from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.errors import UserError, some
+from flax_wavlm.progress import Bar
 from flax_wavlm.training.journal import Journal
 from flax_wavlm.training.state import TrainState, skipped_steps
 
@@ -31,10 +32,14 @@ class StepMonitor:
         batches: knows the clips of each step.
         skips_allowed: `train.skip_nonfinite`.
         state: the state before the first step of this process.
+        bar: shows the steps; it is told what is read for a log line, so that no step waits for it.
     """
 
-    def __init__(self, journal: Journal, batches: Batches, skips_allowed: int, state: TrainState):
-        self.journal, self.batches, self.skips_allowed = journal, batches, skips_allowed
+    def __init__(self, journal: Journal, batches: Batches, skips_allowed: int, state: TrainState, bar: Bar):
+        self.journal, self.batches, self.skips_allowed, self.bar = journal, batches, skips_allowed, bar
+        self.step = int(state.step)
+        bar.begin_at(self.step)
+        bar.note(epoch="", loss="", score="", speed="")  # in this order: a narrow terminal cuts the last
         self.skipped = int(state.skipped["count"])
         self.samples_before = float(state.totals["samples"])  # of a process that was stopped
         self.clock = time.perf_counter()
@@ -54,6 +59,7 @@ class StepMonitor:
         """Around a step on clips padded to `samples`: the first step of a length compiles, and says so."""
         if samples in self.compiled:
             yield
+            self._advance()
             return
         log.info("compiling the step for clips of up to %.2f s ...", samples / SAMPLE_RATE)
         began = time.perf_counter()
@@ -61,6 +67,13 @@ class StepMonitor:
         self.compiled.add(samples)
         log.info("... took %.1f s", time.perf_counter() - began)
         self.pause(began)
+        self.bar.leave_out(time.perf_counter() - began)
+        self._advance()
+
+    def _advance(self) -> None:
+        self.step += 1
+        self.bar.note(epoch=f"epoch {self.step / self.batches.steps_per_epoch:.1f}")
+        self.bar.advance()
 
     def pause(self, since: float) -> None:
         """Takes the time since `since`, a `time.perf_counter`, out of the rate of training."""
@@ -75,7 +88,7 @@ class StepMonitor:
         wait = self.waited / elapsed
         self.clock, self.samples_before, self.waited = time.perf_counter(), 0.0, 0.0
         steps = totals["steps"]
-        return {
+        line = {
             "loss": totals["loss"] / steps if steps else None,
             "grad_norm": totals["grad_norm"] / steps if steps else None,
             "clips": int(totals["clips"]),
@@ -84,6 +97,10 @@ class StepMonitor:
             "audio_seconds_per_second": seconds / elapsed,
             "data_wait": wait,  # share of the time in which the devices waited for a batch
         }
+        if line["loss"] is not None:
+            self.bar.note(loss=f"loss {line['loss']:.3f}")
+        self.bar.note(speed=f"{seconds / elapsed:.0f} audio s/s")
+        return line
 
     def check(self, state: TrainState) -> None:
         """Notes new steps that were not finite; UserError where there are more than the run may skip."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import optax
@@ -15,17 +17,34 @@ from flax_wavlm.models.heads import structure
 from flax_wavlm.models.parameters import Params
 from flax_wavlm.models.wavlm import attention_spec
 from flax_wavlm.ops.attention.choice import describe
+from flax_wavlm.recognition.ctc_task import ctc_scoring
 from flax_wavlm.recognition.evaluate import Evaluation, evaluate, make_eval_step
 from flax_wavlm.recognition.forward import ClipBatches
 from flax_wavlm.training.config import OptimSettings, TrainConfig
-from flax_wavlm.training.optimizer import adamw, linear_schedule
+from flax_wavlm.training.optimizer import (
+    adamw,
+    constant_schedule,
+    cosine_schedule,
+    linear_schedule,
+    tri_stage_schedule,
+)
+from flax_wavlm.training.rates import rate_multipliers
 from flax_wavlm.training.speech import Speech, prepare_speech
 from flax_wavlm.training.splits import load_splits
 from flax_wavlm.training.start import StartingPoint, new_state, open_starting_point, state_template
 from flax_wavlm.training.state import TrainState
-from flax_wavlm.training.step import Encode, TrainStep, jit_encode, jit_train_step, make_train_step
+from flax_wavlm.training.step import StepPrograms, jit_encode, jit_train_step, make_train_step
 
 log = logging.getLogger(__name__)
+
+
+class Programs(NamedTuple):
+    """What computes a run."""
+
+    schedule: optax.Schedule
+    template: TrainState  # shapes, types and shardings
+    train_step: StepPrograms
+    new_state: Callable[[], TrainState]  # the state before the first step
 
 
 class Parts(NamedTuple):
@@ -34,12 +53,9 @@ class Parts(NamedTuple):
     mesh: Mesh
     origin: StartingPoint
     speech: Speech
-    schedule: optax.Schedule
-    template: TrainState  # shapes, types and shardings
-    encode: Encode | None  # the frozen feature encoder; None where it is trained
-    train_step: TrainStep
+    attention: str  # which implementation runs, in words
+    programs: Programs
     evaluate: Callable[[Params, ClipBatches], Evaluation]  # over a whole split
-    new_state: Callable[[], TrainState]  # the state before the first step
 
 
 def prepare(config: TrainConfig, mesh: Mesh) -> Parts:
@@ -59,23 +75,13 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Parts:
     speech = prepare_speech(
         splits, origin, config.data, config.train, cache=config.cache_folder(), seed=config.seed
     )
-    origin = origin.judged_by(_chosen_by(config.train.best_by, speech))
+    best_by = _chosen_by(config.train.best_by, speech)
+    origin = origin.judged_by(replace(ctc_scoring(config.data.corpus), best_by=best_by))
     batches, task = speech.train, origin.task
-    log.info("%d steps, %d an epoch", len(batches), batches.steps_per_epoch)
     frame_counts = {int(origin.config.frame_count(samples)) for samples in batches.buckets}
-    log.info("%s", describe(attention_spec(origin.config), frame_counts))
+    attention = describe(attention_spec(origin.config), frame_counts)
 
-    schedule, optimizer = _make_optimizer(config.optim, len(batches))
-    freeze = config.model.freeze_feature_encoder
-    template = state_template(origin, optimizer, mesh, freeze=freeze)
-    train_step = make_train_step(
-        structure(origin.config, model=task.head)[0],
-        optimizer,
-        task.loss,
-        seed=config.seed,
-        accumulation=config.train.accumulation,
-    )
-    encode = jit_encode(origin.config, mesh, accumulation=config.train.accumulation) if freeze else None
+    programs = make_programs(config, origin, mesh, len(batches))
     eval_step = make_eval_step(task, origin.config, mesh)
 
     def evaluate_on(params: Params, clips: ClipBatches) -> Evaluation:
@@ -88,11 +94,35 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Parts:
         mesh=mesh,
         origin=origin,
         speech=speech,
+        attention=attention,
+        programs=programs,
+        evaluate=evaluate_on,
+    )
+
+
+def make_programs(config: TrainConfig, origin: StartingPoint, mesh: Mesh, steps: int) -> Programs:
+    """The optimizer, the step and the form of the state of a run of so many steps. Nothing is compiled."""
+    schedule = make_schedule(config.optim, steps)
+    optimizer = make_optimizer(
+        config.optim,
+        schedule,
+        head_first_steps=config.train.head_first_steps,
+        norm_last=origin.config.do_stable_layer_norm,
+    )
+    freeze = config.model.freeze_feature_encoder
+    template = state_template(origin, optimizer, mesh, freeze=freeze)
+    train_step = make_train_step(
+        structure(origin.config, model=origin.task.head)[0],
+        optimizer,
+        origin.task.loss,
+        seed=config.seed,
+        accumulation=config.train.accumulation,
+    )
+    encode = jit_encode(origin.config, mesh, accumulation=config.train.accumulation) if freeze else None
+    return Programs(
         schedule=schedule,
         template=template,
-        encode=encode,
         train_step=jit_train_step(train_step, mesh, template, encode),
-        evaluate=evaluate_on,
         new_state=lambda: new_state(origin, optimizer, template, seed=config.seed, freeze=freeze),
     )
 
@@ -113,20 +143,54 @@ def _chosen_by(best_by: str, speech: Speech) -> str:
     return "cer"
 
 
-def _make_optimizer(optim: OptimSettings, steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    if optim.warmup_steps >= steps:
+def make_schedule(optim: OptimSettings, steps: int) -> optax.Schedule:
+    """The learning rate of a run of so many steps. UserError where warm-up and hold leave no step over."""
+    before = optim.warmup_steps + optim.hold_steps
+    if before >= steps:
+        held = optim.warmup_steps < steps
         raise UserError(
-            field="optim.warmup_steps",
-            found=optim.warmup_steps,
-            expected=f"fewer than the {steps} steps of the run",
+            field="optim.hold_steps" if held else "optim.warmup_steps",
+            found=optim.hold_steps if held else optim.warmup_steps,
+            expected=f"fewer than the {steps} steps of the run"
+            + (f", together with the {optim.warmup_steps} of optim.warmup_steps" if held else ""),
         )
-    schedule = linear_schedule(optim.learning_rate, optim.warmup_steps, steps)
-    optimizer = adamw(
+    peak, warmup_steps = optim.learning_rate, optim.warmup_steps
+    match optim.schedule:
+        case "linear":
+            return linear_schedule(peak, warmup_steps, steps)
+        case "cosine":
+            return cosine_schedule(peak, warmup_steps, steps)
+        case "constant":
+            return constant_schedule(peak, warmup_steps)
+    return tri_stage_schedule(
+        peak,
+        warmup_steps,
+        steps,
+        hold_steps=optim.hold_steps,
+        initial_share=optim.initial_share,
+        final_share=optim.final_share,
+    )
+
+
+def make_optimizer(
+    optim: OptimSettings, schedule: optax.Schedule, *, head_first_steps: int = 0, norm_last: bool
+) -> optax.GradientTransformation:
+    """AdamW as the settings say. `norm_last`: the encoder's norm comes after its layers."""
+    head = (optim.head_learning_rate or optim.learning_rate) / optim.learning_rate
+    multipliers = None
+    if (head, optim.layer_decay) != (1.0, 1.0):
+        multipliers = functools.partial(
+            rate_multipliers, head=head, layer_decay=optim.layer_decay, norm_last=norm_last
+        )
+    if head_first_steps > 0:
+        log.info("the first %d steps train the head alone", head_first_steps)
+    return adamw(
         schedule,
         beta1=optim.beta1,
         beta2=optim.beta2,
         eps=optim.eps,
         weight_decay=optim.weight_decay,
         clip_norm=optim.clip_norm,
+        multipliers=multipliers,
+        head_first_steps=head_first_steps,
     )
-    return schedule, optimizer

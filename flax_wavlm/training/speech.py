@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 from flax_wavlm.data.batches import Batches
 from flax_wavlm.data.buckets import choose_buckets
 from flax_wavlm.data.clips import Clip, usable_clips
-from flax_wavlm.data.corpora.utterance import Utterance
+from flax_wavlm.data.corpora.utterance import Skipped, Utterance
 from flax_wavlm.data.leaks import EXAMPLES, same_audio, shared
 from flax_wavlm.data.splits import cut_dev
 from flax_wavlm.data.targets import Targets
@@ -37,13 +37,17 @@ class Speech(NamedTuple):
     dev: ClipBatches
     test: ClipBatches | None
     chooser: str  # what metrics.jsonl calls `dev`: "dev", or "test" where data.dev = "test"
+    skipped: Mapping[str, Sequence[Skipped]]  # by split: what the corpus holds and the run cannot use
+    leaks: Sequence[str]  # sentences about what train shares with the others
+
+    def clips(self) -> dict[str, Sequence[Clip]]:
+        """The clips of each split."""
+        clips = {"train": self.train.clips, self.chooser: self.dev.clips}
+        return clips if self.test is None else clips | {TEST: self.test.clips}
 
     def fingerprints(self) -> dict[str, str]:
         """Tells these clips from any others: a run resumes on the clips that it was begun with."""
-        clips = {"train": self.train.clips, self.chooser: self.dev.clips}
-        if self.test is not None:
-            clips["test"] = self.test.clips
-        return {split: fingerprint(split_clips) for split, split_clips in clips.items()}
+        return {split: fingerprint(clips) for split, clips in self.clips().items()}
 
 
 class _Judges(NamedTuple):
@@ -76,9 +80,11 @@ def prepare_speech(
         UserError: no clip of a split can be used.
     """
 
+    skipped = {name: list(clips) for name, clips in splits.skipped.items()}
+
     def decoded(utterances: Sequence[Utterance], name: str) -> list[Clip]:
         training = name == "train"
-        return usable_clips(
+        clips, unusable = usable_clips(
             utterances,
             origin.task.targets,
             name=name,
@@ -87,7 +93,9 @@ def prepare_speech(
             drop_infeasible=training,
             cache=cache,
             channel=data.channel,
-        )[0]
+        )
+        skipped.setdefault(name, []).extend(unusable)
+        return clips
 
     def batched(clips: Sequence[Clip]) -> ClipBatches:
         return ClipBatches(
@@ -106,13 +114,20 @@ def prepare_speech(
     if not dev:
         train, dev, test, chooser = _choose_dev(train, test, splits.share, data.dev_seed)
     judges = _Judges(chooser, dev, splits.dev or (splits.test if chooser == TEST else splits.train))
-    for split in (judges, _Judges(TEST, test, splits.test)):
-        _name_leaks(train, splits.train, split, origin.task.targets)
+    leaks = [
+        leak
+        for split in (judges, _Judges(TEST, test, splits.test))
+        for leak in _find_leaks(train, splits.train, split, origin.task.targets)
+    ]
+    for leak in leaks:
+        log.warning("%s", leak)
     return Speech(
         _train_batches(train, origin, data, loop, seed, splits.weights),
         batched(dev),
         batched(test) if test else None,
         chooser,
+        skipped,
+        leaks,
     )
 
 
@@ -139,16 +154,16 @@ def _choose_dev(
     return cut.train, cut.dev, test, DEV
 
 
-def _name_leaks(
+def _find_leaks(
     train: Sequence[Clip], train_utterances: Sequence[Utterance], judges: _Judges, targets: Targets
-) -> None:
-    """Warns of what train shares with the clips that a model is judged by."""
+) -> Iterator[str]:
+    """Sentences about what train shares with the clips that a model is judged by."""
     trained = _utterances_of(train, train_utterances)
     for leak in shared(trained, _utterances_of(judges.clips, judges.utterances), targets.normalise):
-        log.warning("%s: %s", judges.name, leak)
+        yield f"{judges.name}: {leak}"
     if heard := same_audio(train, judges.clips):
         ids = some(heard, EXAMPLES)
-        log.warning("%s: %d clips have the same audio as a clip of train: %s", judges.name, len(heard), ids)
+        yield f"{judges.name}: {len(heard)} clips have the same audio as a clip of train: {ids}"
 
 
 def _utterances_of(clips: Sequence[Clip], utterances: Sequence[Utterance]) -> list[Utterance]:

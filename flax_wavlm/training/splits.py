@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -31,11 +32,19 @@ class Splits(NamedTuple):
     chooser: str  # what messages and metrics.jsonl call `dev`: "dev", or "test" where data.dev = "test"
     weights: Mapping[str, float] | None = None  # how often an epoch has a clip, by id; None: once
     share: float = 0.0  # of train, that becomes dev where that is empty
+    skipped: Mapping[str, Sequence[Skipped]] = MappingProxyType({})  # by split: what a reader cannot use
 
     def by_name(self) -> dict[str, list[Utterance]]:
         """The utterances of each split that there is, train first."""
         named = {"train": self.train, TEST: self.test} | {self.chooser: self.dev}
         return {name: utterances for name, utterances in named.items() if utterances}
+
+
+class _Found(NamedTuple):
+    """A split as a reader gives it."""
+
+    utterances: list[Utterance]
+    skipped: list[Skipped]
 
 
 def load_splits(data: DataSettings) -> Splits:
@@ -73,7 +82,9 @@ def _read(data: DataSettings) -> Splits:
         )
     if data.dev == TEST:  # the seed's protocol
         train, weights = _read_train(data, data.splits.train or "train")
-        return Splits(train, _read_split(data, data.splits.test or TEST), [], TEST, weights)
+        judge = _read_split(data, data.splits.test or TEST)
+        skipped = {"train": train.skipped, TEST: judge.skipped}
+        return Splits(train.utterances, judge.utterances, [], TEST, weights, skipped=skipped)
 
     own = {**find_splits(data.corpus, data.path, **_how(data)), **_named(data)}
     if "train" not in own:
@@ -85,11 +96,14 @@ def _read(data: DataSettings) -> Splits:
             do=f"set data.splits.train to one that is there ({some(sorted(own.values()))})" if own else "",
         )
     train, weights = _read_train(data, own["train"])
-    test = _read_split(data, own[TEST], TEST) if TEST in own else []
+    test = _read_split(data, own[TEST], TEST) if TEST in own else _Found([], [])
     share = parse_share(data.dev)
     if share is None and (data.dev or DEV in own):
-        return Splits(train, _read_dev(data, own), test, DEV, weights)
-    return Splits(train, [], test, DEV, weights, share or data.dev_share)
+        dev, share = _read_dev(data, own), 0.0
+    else:
+        dev, share = _Found([], []), share or data.dev_share
+    skipped = {"train": train.skipped, DEV: dev.skipped, TEST: test.skipped}
+    return Splits(train.utterances, dev.utterances, test.utterances, DEV, weights, share, skipped)
 
 
 def _named(data: DataSettings) -> dict[str, str]:
@@ -97,7 +111,7 @@ def _named(data: DataSettings) -> dict[str, str]:
     return {role: name for role, name in vars(data.splits).items() if name}
 
 
-def _read_dev(data: DataSettings, own: Mapping[str, str]) -> list[Utterance]:
+def _read_dev(data: DataSettings, own: Mapping[str, str]) -> _Found:
     """The dev split: the corpus's own, the one that `data.dev` names, or one of another corpus there."""
     if not data.dev:
         return _read_split(data, own[DEV], DEV)
@@ -126,19 +140,19 @@ def _how(data: DataSettings) -> dict[str, Any]:
     }
 
 
-def _read_train(data: DataSettings, split: str) -> tuple[list[Utterance], Mapping[str, float] | None]:
+def _read_train(data: DataSettings, split: str) -> tuple[_Found, Mapping[str, float] | None]:
     parts = load_parts(data.corpus, data.path, split, **_how(data))
     weights = clip_weights(parts, data.weights) if data.weights else None
     return _gathered([(part.utterances, part.skipped) for part in parts], "train"), weights
 
 
-def _read_split(data: DataSettings, split: str, name: str = "", path: str = "") -> list[Utterance]:
+def _read_split(data: DataSettings, split: str, name: str = "", path: str = "") -> _Found:
     """One split, which messages call `name`."""
     parts = load_parts(data.corpus, path or data.path, split, **_how(data))
     return _gathered([(part.utterances, part.skipped) for part in parts], name or split)
 
 
-def _gathered(parts: Sequence[tuple[list[Utterance], list[Skipped]]], name: str) -> list[Utterance]:
+def _gathered(parts: Sequence[tuple[list[Utterance], list[Skipped]]], name: str) -> _Found:
     skipped = [clip for part in parts for clip in part[1]]
     if skipped:
         log.warning("%s: %s", name, describe_skipped(skipped))
@@ -147,4 +161,4 @@ def _gathered(parts: Sequence[tuple[list[Utterance], list[Skipped]]], name: str)
         log.info(
             "%s: %d of %d clips are parts of recordings, from a start to an end", name, cut, len(utterances)
         )
-    return utterances
+    return _Found(utterances, skipped)

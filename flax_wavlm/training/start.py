@@ -23,14 +23,14 @@ from flax_wavlm.data.tokenizer import TOKENIZER_FILES, CTCTokenizer
 from flax_wavlm.files import local_folder, write_atomically, writing
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.heads import structure
-from flax_wavlm.models.parameters import Params, combine, count_parameters, partition, split
+from flax_wavlm.models.parameters import Params, combine, partition, split
 from flax_wavlm.parallel import sharding
 from flax_wavlm.porting.extras import EXTRAS_FILE, Extras, read_extras, write_extras
 from flax_wavlm.porting.load import load_model
 from flax_wavlm.porting.mistaken import missing_vocabulary
 from flax_wavlm.porting.pretrained import PretrainedWeights, open_weights
 from flax_wavlm.recognition.ctc_task import character_ctc
-from flax_wavlm.recognition.task import Task
+from flax_wavlm.recognition.task import Scoring, Task
 from flax_wavlm.training.config import ModelSettings, TextSettings
 from flax_wavlm.training.state import TrainState, init_state
 
@@ -48,9 +48,8 @@ class StartingPoint(NamedTuple):
     preprocessor: Preprocessor
     alphabet: str = ""  # every symbol of the text with its counts, as tab-separated lines
 
-    def judged_by(self, score: str) -> StartingPoint:
-        """The same, with the best checkpoint chosen by another score of the task, or by "loss"."""
-        scoring = dataclasses.replace(self.task.scoring, best_by=score)
+    def judged_by(self, scoring: Scoring) -> StartingPoint:
+        """The same, with the scores of the task shown, and the best checkpoint chosen, in another way."""
         return self._replace(task=dataclasses.replace(self.task, scoring=scoring))
 
     def save_processor(self, folder: Path) -> None:
@@ -171,11 +170,6 @@ def state_template(
     """The training state's shapes, types and shardings, without an array. `freeze`: the feature encoder."""
     shapes = structure(origin.config, model=origin.task.head)[1]
     trained, frozen = partition(shapes, freeze_feature_encoder=freeze)
-    log.info(
-        "%.1f million parameters, %.1f million of them trained",
-        count_parameters(combine(trained, frozen)) / 1e6,
-        count_parameters(trained) / 1e6,
-    )
     state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained, frozen)
     return jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),

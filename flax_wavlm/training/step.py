@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ Array = jax.Array
 Batch = dict[str, Array]
 """A batch of `flax_wavlm.data.batches` on the devices, with audio (`preprocessor.INPUTS`) or with features
 [B, T, C] and lengths [B]; labels [B, S], label_lengths [B] int32 and valid [B] bool."""
+
+STEP_INPUTS = ("features", *INPUTS, "labels", "label_lengths", "valid")  # of a batch, what a step is given
 
 TrainStep = Callable[[TrainState, Batch], TrainState]
 Encode = Callable[[Params, Batch], Array]
@@ -136,10 +138,38 @@ def _noted(state: TrainState) -> dict[str, Array]:
     return {"count": count + 1, "steps": steps.at[count % SKIPPED_KEPT].set(state.step + 1)}
 
 
+class StepPrograms(NamedTuple):
+    """A training step as it is compiled: one program, or two where the feature encoder is frozen.
+
+    Called on a state and a batch, it gives the new state, which takes over the buffers of the old one.
+    """
+
+    step: Any  # jitted, (state, batch) -> state
+    encode: Any  # `jit_encode`'s, or None: makes the features of batches that have none yet
+
+    def __call__(self, state: TrainState, batch: Batch) -> TrainState:
+        if self.encode is not None and "features" not in batch:
+            batch = with_features(self.encode(state.frozen, batch), batch)
+        return self.step(state, batch)
+
+    def plans(self, state: TrainState, batch: Batch) -> list[Any]:
+        """XLA's `CompiledMemoryStats` of each program, a device's share. Nothing is run.
+
+        Args:
+            state, batch: their shapes and types.
+        """
+        compiled = []
+        if self.encode is not None and "features" not in batch:
+            compiled.append(self.encode.lower(state.frozen, batch).compile())
+            batch = with_features(jax.eval_shape(self.encode, state.frozen, batch), batch)
+        compiled.append(self.step.lower(state, batch).compile())
+        return [program.memory_analysis() for program in compiled]
+
+
 def jit_train_step(
     train_step: TrainStep, mesh: Mesh, state: TrainState, encode: Encode | None = None
-) -> TrainStep:
-    """The step compiled over the mesh. The new state takes over the buffers of the old one.
+) -> StepPrograms:
+    """The step compiled over the mesh, when it is first called.
 
     Args:
         train_step: from `make_train_step`.
@@ -154,15 +184,7 @@ def jit_train_step(
         donate_argnums=0,
         compiler_options=_compiler_options(mesh),
     )
-    if encode is None:
-        return step
-
-    def encode_first(state: TrainState, batch: Batch) -> TrainState:
-        if "features" not in batch:
-            batch = with_features(encode(state.frozen, batch), batch)
-        return step(state, batch)
-
-    return encode_first
+    return StepPrograms(step, encode)
 
 
 GPU_OPTIONS = {"xla_gpu_enable_dus_accumulator_zero_init_elimination": True}

@@ -3,38 +3,47 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import grain
 import jax
+from jax.sharding import Mesh
 
 from flax_wavlm.data.batches import Features, train_iterator
-from flax_wavlm.data.preprocessor import INPUTS
 from flax_wavlm.errors import Preempted, UserError
 from flax_wavlm.files import writing
 from flax_wavlm.models.parameters import combine, split
 from flax_wavlm.parallel import processes, sharding
 from flax_wavlm.porting.load import load_model
+from flax_wavlm.progress import ON_THE_BAR, Bar, bar
 from flax_wavlm.recognition.evaluate import collapse, figures_line, write_predictions
 from flax_wavlm.recognition.forward import ClipBatches
-from flax_wavlm.recognition.task import TEST, choosing
+from flax_wavlm.recognition.marked import samples
+from flax_wavlm.recognition.task import TEST, Row, Scoring, choosing
+from flax_wavlm.training.average import evaluate_average
 from flax_wavlm.training.checkpoints import Checkpoints
 from flax_wavlm.training.config import TrainConfig
-from flax_wavlm.training.export import export_run, write_model_card
+from flax_wavlm.training.dry_run import foretell
+from flax_wavlm.training.export import Exported, export_run, write_model_card
 from flax_wavlm.training.features import cached_features
 from flax_wavlm.training.journal import Journal
+from flax_wavlm.training.memory import out_of_memory_explained
 from flax_wavlm.training.monitor import StepMonitor, train_line
 from flax_wavlm.training.prepare import Parts, prepare
+from flax_wavlm.training.report.banner import banner, device_line
 from flax_wavlm.training.report.curves import curves
-from flax_wavlm.training.report.metrics import final_test, read_metrics, results_table
+from flax_wavlm.training.report.metrics import evaluation_of, final_test, read_metrics, results_table
+from flax_wavlm.training.report.tensorboard import Events, require_tensorboard
 from flax_wavlm.training.state import TrainState, zero_totals
+from flax_wavlm.training.step import STEP_INPUTS
+from flax_wavlm.training.stopping import steps_to_make
 from flax_wavlm.training.workdir import as_begun, lock_workdir
 
 log = logging.getLogger(__name__)
-
-STEP_INPUTS = ("features", *INPUTS, "labels", "label_lengths", "valid")
 
 
 class TrainResult(NamedTuple):
@@ -65,46 +74,82 @@ def train(config: TrainConfig) -> TrainResult:
             Checkpoints written until then stay.
         Preempted: the process got SIGTERM (any process of the run did), and the run was saved.
     """
-    config.check()
-    config = as_begun(config)
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    sharding.check_batch_size("train.batch_size", config.train.batch_size, mesh, config.train.accumulation)
-    sharding.check_batch_size("train.eval_batch_size", config.train.eval_batch_size, mesh)
-    log.info("%d device(s): %s", len(jax.devices()), jax.devices()[0].device_kind)
+    config, mesh = _checked(config)
     workdir = Path(config.workdir)
     with processes.StopRequest() as stop, lock_workdir(workdir, config):
         _keep_compilations(workdir)
         run = prepare(config, mesh)
+        log.info("%s", banner(config, run.speech, run.programs.template, run.attention))
         if jax.process_index() == 0:
             run.origin.save_processor(workdir / "processor")
-        _fit(config, run, workdir, stop)
-        return _finish(config, run, workdir)
+        journal = _journal(config, run, workdir)
+        with out_of_memory_explained(config, run):
+            _fit(config, run, workdir, journal, stop)
+        return _finish(config, run, workdir, journal)
 
 
-def _fit(config: TrainConfig, run: Parts, workdir: Path, stop: processes.StopRequest) -> None:
+def dry_run(config: TrainConfig) -> dict[str, Any]:
+    """Reads and checks everything that `train` does, trains nothing, and foretells memory and time.
+
+    Decoded audio and compiled programs are kept for the run. What is found is returned, logged, and written
+    to `dry_run.json` in the workdir.
+
+    Raises UserError as `train` does before its work.
+    """
+    config, mesh = _checked(config)
+    _keep_compilations(Path(config.workdir))
+    return foretell(config, prepare(config, mesh))
+
+
+def _checked(config: TrainConfig) -> tuple[TrainConfig, Mesh]:
+    """The configuration as its run was begun, and the mesh. Raises UserError where they cannot be."""
+    config.check()
+    if config.train.tensorboard:
+        require_tensorboard()
+    config = as_begun(config)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    sharding.check_batch_size("train.batch_size", config.train.batch_size, mesh, config.train.accumulation)
+    sharding.check_batch_size("train.eval_batch_size", config.train.eval_batch_size, mesh)
+    log.info("%s", device_line(mesh, config.model))
+    return config, mesh
+
+
+def _journal(config: TrainConfig, run: Parts, workdir: Path) -> Journal:
+    scoring, speech = run.origin.task.scoring, run.speech
+    events = Events(workdir, scoring, speech.chooser) if config.train.tensorboard else None
+    return Journal(workdir, speech.train.steps_per_epoch, scoring, speech.chooser, events)
+
+
+def _fit(
+    config: TrainConfig, run: Parts, workdir: Path, journal: Journal, stop: processes.StopRequest
+) -> None:
     """The loop: step, log, save, stop, evaluate."""
-    batches, loop, scoring = run.speech.train, config.train, run.origin.task.scoring
+    batches, loop = run.speech.train, config.train
     total = len(batches)
-    journal = Journal(workdir, batches.steps_per_epoch, scoring, run.speech.chooser)
     iterator = train_iterator(batches, threads=config.data.threads, prefetch=config.data.prefetch)
     fingerprints = run.speech.fingerprints()
 
     def due(step: int, every: int) -> bool:
         return step == total or (every > 0 and step % every == 0)
 
-    with Checkpoints(workdir / "checkpoints", journal.ranks) as checkpoints:
+    kept = loop.average_last
+    with (
+        bar("step", total) as shown,
+        Checkpoints(workdir / "checkpoints", journal.ranks, evaluated_kept=kept) as checkpoints,
+    ):
         start, state = _resume_or_begin(config, run, checkpoints, iterator, fingerprints)
         journal.go_back_to(start)
         _keep_features(config, run, state)
         if start and due(start, loop.eval_every) and start not in journal.ranks:
             _evaluate(run, state, start, journal, workdir)  # the run ended before it could
 
-        monitor = StepMonitor(journal, batches, loop.skip_nonfinite, state)
-        for step in range(start + 1, total + 1):
+        monitor = StepMonitor(journal, batches, loop.skip_nonfinite, state, shown)
+        _note_score(shown, journal)
+        for step in steps_to_make(start, total, journal, loop.early_stopping):
             batch = monitor.wait_for(iterator, state)
             inputs = {name: batch[name] for name in STEP_INPUTS if name in batch}
             with monitor.step_of_shape(batches.samples(step - 1)):
-                state = run.train_step(state, sharding.put_batch(run.mesh, inputs))
+                state = run.programs.train_step(state, sharding.put_batch(run.mesh, inputs))
             if due(step, loop.log_every):
                 state = _log(run, state, step, monitor, journal)
 
@@ -121,6 +166,7 @@ def _fit(config: TrainConfig, run: Parts, workdir: Path, stop: processes.StopReq
                     )
                 if evaluating:
                     _evaluate(run, state, step, journal, workdir)
+                    _note_score(shown, journal)
                 monitor.pause(began)
 
 
@@ -133,9 +179,9 @@ def _resume_or_begin(
 ) -> tuple[int, TrainState]:
     """The last step that was made, and the state after it. The iterator is set to the same place."""
     freeze = config.model.freeze_feature_encoder
-    restored = checkpoints.restore_newest(run.template, freeze_feature_encoder=freeze)
+    restored = checkpoints.restore_newest(run.programs.template, freeze_feature_encoder=freeze)
     if restored is None:
-        return 0, run.new_state()
+        return 0, run.programs.new_state()
     begun_with = restored.position["data"]
     if begun_with != fingerprints:
         raise UserError(
@@ -155,19 +201,27 @@ def _keep_features(config: TrainConfig, run: Parts, state: TrainState) -> None:
         return
     folder = config.cache_folder()
     assert folder is not None  # `TrainConfig.check` saw to both
-    assert run.encode is not None
+    assert run.programs.train_step.encode is not None
     batches, model = run.speech.train, run.origin.config
-    arrays = cached_features(model, run.encode, state.frozen, batches, run.mesh, folder)
+    arrays = cached_features(model, run.programs.train_step.encode, state.frozen, batches, run.mesh, folder)
     batches.features = Features(arrays, model.frame_count)
 
 
 def _log(run: Parts, state: TrainState, step: int, monitor: StepMonitor, journal: Journal) -> TrainState:
     """Writes a train line; returns the state with its totals at zero."""
     line = monitor.read(state)
-    line["learning_rate"] = float(run.schedule(step - 1 - line["skipped"]))
+    line["learning_rate"] = float(run.programs.schedule(step - 1 - line["skipped"]))
     journal.write(step, "train", line)
-    log.info("step %d/%d  %s", step, len(run.speech.train), train_line(line))
+    log.info("step %d/%d  %s", step, len(run.speech.train), train_line(line), extra=ON_THE_BAR)
     return state._replace(totals=jax.device_put(zero_totals(), sharding.replicated(run.mesh)))
+
+
+def _note_score(shown: Bar, journal: Journal) -> None:
+    """Has the bar show the latest score of the split that chooses."""
+    scoring = journal.scoring
+    for row in choosing(journal.rows())[-1:]:
+        title = scoring.titles.get(scoring.best_by, scoring.best_by)
+        shown.note(score=f"{title} {row.get(scoring.best_by, math.nan):.3f}")
 
 
 def _evaluate(run: Parts, state: TrainState, step: int, journal: Journal, workdir: Path) -> None:
@@ -178,31 +232,40 @@ def _evaluate(run: Parts, state: TrainState, step: int, journal: Journal, workdi
         write_predictions(workdir / "predictions" / f"{step}.jsonl", predictions)
     journal.write(step, chooser, {**figures, "best_by": scoring.best_by})
     log.info("step %d/%d  %s: %s", step, len(run.speech.train), chooser, figures_line(figures, scoring))
+    for sample in samples(predictions):
+        log.info("%s", sample)
+    if step < len(run.speech.train):  # at the end they are drawn with what the run says of test
+        _draw_curves(workdir, journal.rows(), scoring)
     if sameness := collapse(predictions):
         log.warning("at step %d %s", step, sameness)
 
 
-def _finish(config: TrainConfig, run: Parts, workdir: Path) -> TrainResult:
-    """Exports the best checkpoint, evaluates it on test, draws the curves, and shows the table."""
+def _finish(config: TrainConfig, run: Parts, workdir: Path, journal: Journal) -> TrainResult:
+    """Exports the best checkpoint or average, evaluates it on test, draws the curves, and shows the table."""
     scoring, export = run.origin.task.scoring, workdir / "export"
+    evaluate_average(run, workdir, config.train.average_last, journal)
     exported = export_run(workdir, export, "best", scoring=scoring)
     if run.speech.test is not None:
-        journal = Journal(workdir, run.speech.train.steps_per_epoch, scoring, run.speech.chooser)
-        journal.take_back_final(exported)
+        journal.take_back_final(*exported)
         if not any(row["split"] == TEST for row in journal.rows()):
             _evaluate_exported(config, run, run.speech.test, exported, journal, workdir)
             write_model_card(workdir, export, exported, scoring=scoring)
     metrics = read_metrics(workdir / "metrics.jsonl")
-    if jax.process_index() == 0:
-        with writing(workdir / "curves.svg"):
-            curves(metrics, workdir / "curves.svg", scoring)
-    log.info("\n%s\n\nThe best, step %d, is in %s", results_table(metrics, scoring), exported, export)
-    best = next(row for row in choosing(metrics) if row["step"] == exported)
+    _draw_curves(workdir, metrics, scoring)
+    log.info("\n%s\n\nThe best, %s, is in %s", results_table(metrics, scoring), exported, export)
+    best = evaluation_of(metrics, *exported)
+    assert best is not None  # it is what chose
     return TrainResult(workdir, export, dict(best), final_test(metrics))
 
 
+def _draw_curves(workdir: Path, rows: Sequence[Row], scoring: Scoring) -> None:
+    if jax.process_index() == 0:
+        with writing(workdir / "curves.svg"):
+            curves(rows, workdir / "curves.svg", scoring)
+
+
 def _evaluate_exported(
-    config: TrainConfig, run: Parts, clips: ClipBatches, step: int, journal: Journal, workdir: Path
+    config: TrainConfig, run: Parts, clips: ClipBatches, exported: Exported, journal: Journal, workdir: Path
 ) -> None:
     """Evaluates the exported files on test; writes their predictions and, when all is done, their line."""
     weights = load_model(
@@ -213,8 +276,9 @@ def _evaluate_exported(
     figures, predictions = run.evaluate(split(weights)[1], clips)
     if jax.process_index() == 0:
         write_predictions(workdir / "predictions" / "test.jsonl", predictions)
-    journal.write(step, TEST, figures)
-    log.info("the exported model, step %d  test: %s", step, figures_line(figures, run.origin.task.scoring))
+    averaged = {"averaged": exported.averaged} if exported.averaged else {}
+    journal.write(exported.step, TEST, figures | averaged)
+    log.info("the exported model, %s  test: %s", exported, figures_line(figures, run.origin.task.scoring))
 
 
 def _keep_compilations(workdir: Path) -> None:

@@ -32,6 +32,7 @@ FREE_TO_CHANGE = (
     "mesh.data",
     "mesh.fsdp",
     "train.skip_nonfinite",
+    "train.tensorboard",
 )
 
 

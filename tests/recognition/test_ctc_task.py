@@ -11,8 +11,9 @@ import pytest
 from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.ops.ctc.api import ctc_loss
 from flax_wavlm.recognition.ctc_loss import loss_of_ctc
-from flax_wavlm.recognition.ctc_task import CTC_SCORING, character_ctc
+from flax_wavlm.recognition.ctc_task import CTC_SCORING, character_ctc, ctc_scoring
 from flax_wavlm.recognition.decoding import NO_FRAME
+from flax_wavlm.recognition.evaluate import figures_line
 from flax_wavlm.recognition.metrics import error_rates, wer_hf_padded
 from flax_wavlm.recognition.task import Scoring, choosing
 
@@ -68,6 +69,19 @@ def test_a_path_becomes_text_over_the_clips_own_frames() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("corpus", "shown"),
+    [("timit", True), ("timit_sample", True), ("manifest", False), ("timit,manifest", False), ("", False)],
+)
+def test_the_padded_figure_is_shown_on_timit_alone(corpus: str, shown: bool) -> None:
+    scoring = ctc_scoring(corpus)
+    line = figures_line({"loss": 1, "wer": 0.5, "cer": 0.25, "wer_hf_padded": 0.75, "clips": 3}, scoring)
+    assert line.replace("  (WER as the padded Trainer: 0.7500)", "") == (
+        "loss 1.0000  WER 0.5000  CER 0.2500  3 clips"
+    )
+    assert ("padded" in line, "wer_hf_padded" in scoring.titles, "padded" in scoring.notes) == (shown,) * 3
+
+
 def row(step: int, **scores: float) -> dict[str, float | str]:
     return {"step": step, "split": "test", **scores}
 
@@ -118,3 +132,12 @@ def test_test_chooses_nothing_where_there_is_a_dev_split() -> None:
     assert choosing([{"step": 1, "split": "test"}, {"step": 1, "split": "train"}]) == [
         {"step": 1, "split": "test"}
     ]
+
+
+def test_averaged_weights_have_no_rank_but_may_be_the_best() -> None:
+    """Their line carries the step of a checkpoint, whose own rank it must not replace."""
+    rows = [row(1, wer=0.4, cer=0.1, loss=1.0), row(2, wer=0.5, cer=0.1, loss=1.0)]
+    mean = {**row(2, wer=0.3, cer=0.1, loss=1.0), "averaged": 2}
+    assert CTC_SCORING.ranks([*rows, mean]) == CTC_SCORING.ranks(rows)
+    assert CTC_SCORING.best([*rows, mean]) is mean
+    assert CTC_SCORING.best([*rows, mean | {"wer": 0.45}]) is rows[0]

@@ -199,6 +199,28 @@ def test_latest_two_and_the_best_are_kept(tmp_path: Path) -> None:
     again.close()
 
 
+def test_what_an_average_needs_is_kept(tmp_path: Path) -> None:
+    """The last three evaluated ones beside the latest two and the best; and their mean."""
+    checkpoints = Checkpoints(tmp_path, evaluated_kept=3)
+    scores = (0.1, None, 0.5, None, 0.6, None, 0.7, None, 0.8, None, None)
+    for step, wer in enumerate(scores, start=1):
+        save(checkpoints, step, wer)
+    assert steps_kept(checkpoints) == [1, 5, 7, 9, 10, 11]
+    assert checkpoints.last_evaluated(3) == [5, 7, 9]
+    assert checkpoints.last_evaluated(99) == [1, 5, 7, 9]
+    assert checkpoints.last_evaluated(0) == []
+    like = combine(*partition(new_params(1), freeze_feature_encoder=True))
+    trees = [combine(*partition(new_params(step), freeze_feature_encoder=True)) for step in (5, 7, 9)]
+    expected = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *trees)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        checkpoints.restore_mean([5, 7, 9], like),
+        expected,
+    )
+    assert_bit_equal(checkpoints.restore_mean([7, 7, 7], like), trees[1])
+    checkpoints.close()
+
+
 def test_checkpoints_without_an_evaluation(tmp_path: Path) -> None:
     """They are resumed from, are never the best, and do not push it out."""
     checkpoints = Checkpoints(tmp_path)

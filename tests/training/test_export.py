@@ -42,7 +42,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def export(workdir: Path, config: Any, output: Path) -> int:
     (workdir / "config.json").write_text(json.dumps(config))
-    return export_run(workdir, output)
+    return export_run(workdir, output).step
 
 
 def test_best_is_exported_with_its_card(workdir: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,7 +89,19 @@ def test_timit_recipe(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config.train.batch_size = 24
     with caplog.at_level("INFO", "flax_wavlm"):
         result = train(config)
-    assert "train: 32 clips" in caplog.text
+    for line in (
+        r"devices: 1 x cpu; mesh.data = 1, mesh.fsdp = 1; products in bfloat16, parameters in float32",
+        r"model: .*, [\d.]+ million parameters, [\d.]+ of them trained",
+        r"kernels: auto; attention: xla in training",
+        r"corpus: timit, .*/TIMIT",
+        r"train: 32 clips, 0\.\d\d hours",
+        r"test: 20 clips, 0\.\d\d hours",
+        r"steps: 2 of 24 clips, 2 an epoch, 1 epochs; an evaluation every 500 steps",
+    ):
+        assert re.search(line, caplog.text), line
+    assert caplog.text.count("  hypothesis  ") == 3
+    for file in ("export/README.md", "curves.svg"):
+        assert "WER, HF-padded" in (result.workdir / file).read_text()
     assert "skipped 8 - too long" in caplog.text
     assert [row["step"] for row in lines(result.workdir, "train")] == [1, 2]  # ceil(32 / 24)
     assert result.best["clips"] == 20  # the test set is whole

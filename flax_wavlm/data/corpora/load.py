@@ -51,11 +51,8 @@ class _Kind(NamedTuple):
     variable: str = ""  # the environment variable to look up where data.path is empty
 
 
-def _in_folder(
-    read: Callable[[str, str], Read], splits: Callable[[str], list[str]]
-) -> tuple[Callable[[_Source, str], Read], Callable[[_Source], list[str]]]:
-    """`read` and `splits` of a kind whose readers need nothing but the folder."""
-    return lambda source, split: read(source.path, split), lambda source: splits(source.path)
+def _timit_splits(source: _Source) -> list[str]:
+    return ["train", "test"]
 
 
 _KINDS = {
@@ -65,7 +62,8 @@ _KINDS = {
         "set data.path or the environment variable TIMIT_DIR; without TIMIT, run configs/demo.py (synthetic "
         "speech) or configs/timit_sample.py (NLTK's free sample of 160 clips: `python -m nltk.downloader "
         "timit`)",
-        *_in_folder(read_timit, splits_of_timit),
+        lambda source, split: read_timit(source.path, split),
+        lambda source: splits_of_timit(source.path),
         "TIMIT_DIR",
     ),
     "timit_sample": _Kind(
@@ -73,33 +71,38 @@ _KINDS = {
         "get it with `python -m nltk.downloader timit`, unzip it, and set data.path or the environment "
         "variable TIMIT_SAMPLE_DIR; without it, run configs/demo.py (synthetic speech)",
         lambda source, split: read_timit_sample(source.path, split, source.held_out_speakers),
-        lambda source: ["train", "test"],
+        _timit_splits,
         "TIMIT_SAMPLE_DIR",
     ),
     "manifest": _Kind(
         "a folder with train.jsonl and test.jsonl (or .csv)",
         "set data.path to FOLDER",
-        *_in_folder(read_manifest, splits_of_manifest),
+        lambda source, split: read_manifest(source.path, split),
+        lambda source: splits_of_manifest(source.path),
     ),
     "common_voice": _Kind(
         "Common Voice's folder of a language, with train.tsv and clips/",
         "set data.path to FOLDER",
-        *_in_folder(read_common_voice, splits_of_common_voice),
+        lambda source, split: read_common_voice(source.path, split),
+        lambda source: splits_of_common_voice(source.path),
     ),
     "librispeech": _Kind(
         "LibriSpeech's folder, with train-clean-100 and so on",
         "set data.path to FOLDER",
-        *_in_folder(read_librispeech, splits_of_librispeech),
+        lambda source, split: read_librispeech(source.path, split),
+        lambda source: splits_of_librispeech(source.path),
     ),
     "kaldi": _Kind(
         "a Kaldi data folder, with train/wav.scp and train/text",
         "set data.path to FOLDER",
-        *_in_folder(read_kaldi, splits_of_kaldi),
+        lambda source, split: read_kaldi(source.path, split),
+        lambda source: splits_of_kaldi(source.path),
     ),
     "folder": _Kind(
         "a folder of audio files with a .txt or .lab file beside each",
         "set data.path to FOLDER",
-        *_in_folder(read_folder, splits_of_folder),
+        lambda source, split: read_folder(source.path, split),
+        lambda source: splits_of_folder(source.path),
     ),
     "hub": _Kind(
         "a Hugging Face dataset's hub id or folder",
@@ -116,7 +119,8 @@ _KINDS = {
     "synthetic": _Kind(  # it is written in TIMIT's layout
         "the synthetic corpus's folder",
         "run configs/demo.py, which makes it",
-        *_in_folder(read_timit, splits_of_timit),
+        lambda source, split: read_timit(source.path, split),
+        lambda source: splits_of_timit(source.path),
     ),
 }
 CORPORA = tuple(_KINDS)

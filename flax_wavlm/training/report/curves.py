@@ -78,7 +78,8 @@ def _draw(rows: Sequence[Row], scoring: Scoring) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    trained, tested = [row for row in rows if row.get("split") == "train"], choosing(rows)
+    trained = [row for row in rows if row.get("split") == "train"]
+    tested = [row for row in choosing(rows) if not row.get("averaged")]  # that one is no point of the curve
     losses = [
         _line("train loss", LOSS_STYLES[0], trained, "loss"),
         _line("eval loss", LOSS_STYLES[1], tested, "loss"),

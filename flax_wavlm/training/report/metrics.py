@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flax_wavlm.errors import UserError, cannot_read
-from flax_wavlm.recognition.task import DEV, TEST, Row, Scoring
+from flax_wavlm.recognition.task import DEV, TEST, Row, Scoring, choosing
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
@@ -49,10 +49,16 @@ def final_test(rows: Iterable[Row]) -> dict[str, Any] | None:
     return dict(splits[TEST]) if DEV in splits and TEST in splits else None
 
 
+def evaluation_of(rows: Iterable[Row], step: int, averaged: int = 0) -> Row | None:
+    """The evaluation, among those that choose, of a step's checkpoint, or of so many averaged up to there."""
+    found = (row for row in choosing(rows) if (row["step"], row.get("averaged", 0)) == (step, averaged))
+    return next(found, None)
+
+
 def results_table(rows: Iterable[Row], scoring: Scoring) -> str:
     """The evaluations as a Markdown table that also reads well in a console. The best row says so.
 
-    Where there are evaluations on dev and on test, a column says which.
+    Where there are evaluations on dev and on test, a column says which. Averaged weights are named so.
     """
     shown = evaluations(rows)
     best = scoring.best(shown)
@@ -66,7 +72,8 @@ def results_table(rows: Iterable[Row], scoring: Scoring) -> str:
     lines = [[title for title, _ in columns.values()] + [""]]
     for row in shown:
         cells = ["-" if row.get(key) is None else form.format(row[key]) for key, (_, form) in columns.items()]
-        lines.append([*cells, "best" if row is best else ""])
+        averaged = f"mean of {row['averaged']}" if row.get("averaged") else ""
+        lines.append([*cells, ", ".join(filter(None, (averaged, "best" if row is best else "")))])
     return markdown_table(lines)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,14 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from flax_wavlm.recognition.task import TEST, Row, Scoring, choosing
-from flax_wavlm.training.report.metrics import evaluations, final_test, markdown_table, results_table
+from flax_wavlm.recognition.task import TEST, Row, Scoring
+from flax_wavlm.training.report.metrics import (
+    evaluation_of,
+    evaluations,
+    final_test,
+    markdown_table,
+    results_table,
+)
 
 # The fields of the configuration that a reader of the card asks for first.
 _CARD_FIELDS = (
@@ -40,6 +46,7 @@ def model_card(
     rows: Iterable[Row],
     scoring: Scoring,
     exported: int | None = None,
+    averaged: int = 0,
     language: str | None = None,
 ) -> str:
     """The text of the card.
@@ -53,12 +60,13 @@ def model_card(
         rows: rows of metrics.jsonl; the evaluations among them are shown.
         scoring: of the run's task.
         exported: the step of the weights; None: the best one's.
+        averaged: how many checkpoints up to that step the weights are the mean of; 0: they are that one's.
         language: ISO 639-1 code, e.g. "en", where it is known.
     """
     shown = evaluations(rows)
-    best = _evaluation_of(exported, shown, scoring)
+    best = scoring.best(shown) if exported is None else evaluation_of(shown, exported, averaged)
     test = final_test(shown)
-    test = test if test and best and test["step"] == best["step"] else None  # of another export
+    test = test if test and best and _weights_of(test) == _weights_of(best) else None  # of another export
     hub_id = base_model if base_model and _is_hub_id(base_model) else None
     header = ModelCardData(
         model_name=name,
@@ -165,18 +173,17 @@ def _hub_results(best: Row | None, scoring: Scoring, dataset: str, dataset_id: s
     ]
 
 
-def _evaluation_of(step: int | None, rows: Sequence[Row], scoring: Scoring) -> Row | None:
-    """The evaluation, among those that choose, of the weights in the folder."""
-    if step is None:
-        return scoring.best(rows)
-    return next((row for row in choosing(rows) if row["step"] == step), None)
+def _weights_of(row: Row) -> tuple[int, int]:
+    return row["step"], row.get("averaged", 0)
 
 
 def _headline(best: Row | None, test: Row | None, scoring: Scoring) -> str:
     """What the weights are, and their figures: on the clips that chose them, and on test."""
     if best is None:
         return "No evaluation was made of these weights."
-    said = f"The weights are those of step {best['step']:,}: {_figure(best, scoring)}"
+    averaged = f"the mean of the {best.get('averaged')} checkpoints evaluated last, up to"
+    origin = averaged if best.get("averaged") else "those of"
+    said = f"The weights are {origin} step {best['step']:,}: {_figure(best, scoring)}"
     if test is not None:
         return f"{said}, which chose them, and {_figure(test, scoring)}, which the run read once, at the end."
     if best.get("split") == TEST:
