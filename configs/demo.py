@@ -4,7 +4,7 @@
 
 Hardware: any; 2 CPU cores are enough. It needs nothing but `pip install -e '.[demo]'`.
 Expected: a WER of at most 0.05 on sentences and voices that the training set does not have, within 6 minutes.
-Measured: WER 0.025, 307 s from the command to the exported model, on 2 shared cores
+Measured: WER 0.020, 156 s from the command to the exported model, on 2 cores
 (benchmarks/results/parity-cpu.txt).
 """
 

@@ -165,8 +165,6 @@ def _head(source: Path | bytes, name: str) -> bytes:
 class _Held:
     """Samples that a corpus holds as numbers."""
 
-    exact_seek = True
-
     def __init__(self, source: Samples, name: str):
         samples = np.asarray(source.samples)
         samples = samples[:, None] if samples.ndim == 1 else samples
@@ -189,8 +187,9 @@ class _Held:
             return block.astype(np.float32) / np.float32(-float(np.iinfo(block.dtype).min))
         return block.astype(self.dtype, copy=False)
 
-    def seek(self, frame: int) -> None:
+    def skip_to(self, frame: int) -> bool:
         self._at = frame
+        return True
 
 
 # --- A part -------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def check_no_list(head: bytes, name: str) -> None:
 
 def container_of(head: bytes) -> tuple[str, str] | None:
     """What people call the container that begins with these bytes, and FFmpeg's name; None: not known."""
-    return next((names for pattern, *names in _CONTAINERS if pattern.match(head)), None)  # type: ignore[return-value]
+    return next(((title, form) for pattern, title, form in _CONTAINERS if pattern.match(head)), None)
 
 
 class _Container:
@@ -70,7 +70,6 @@ class _Container:
 
     dtype = "float32"
     promised: int | None = None  # headers round, and count what edit lists remove
-    exact_seek = False
 
     def __init__(self, opened: Any, name: str, least: float):
         """`least`: the seconds that there must be."""
@@ -116,9 +115,9 @@ class _Container:
         self._left = found[count:]
         return found[:count]
 
-    def seek(self, frame: int) -> None:
-        """Containers find only whole packets: they are read from the beginning."""
-        raise NotImplementedError
+    def skip_to(self, frame: int) -> bool:
+        """Never: containers find only whole packets."""
+        return False
 
 
 def _stated_seconds(opened: Any, form: str, head: bytes) -> float:

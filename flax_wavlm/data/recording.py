@@ -14,24 +14,19 @@ MOST_SAMPLES = 24 * 3600 * 16_000  # that are decoded of one recording at once, 
 
 
 class Recording(Protocol):
-    """What a decoder gives. Errors in `read` and `seek` are UserErrors."""
+    """What a decoder gives. Errors in its methods are UserErrors."""
 
     rate: int  # Hz
     channels: int
     dtype: str  # "int16", or "float32" with a full scale of 1.0
     promised: int | None  # frames that the header states; None where it states none, or only an estimate
 
-    @property
-    def exact_seek(self) -> bool:
-        """Whether `seek` finds exactly the frame that reading from the beginning finds."""
-        ...
-
     def read(self, count: int) -> np.ndarray:
         """The next frames [N, C], at most `count`; none at the end."""
         ...
 
-    def seek(self, frame: int) -> None:
-        """Goes to a frame that exists."""
+    def skip_to(self, frame: int) -> bool:
+        """Goes to a frame that exists; False where only reading on finds exactly this frame."""
         ...
 
 
@@ -63,11 +58,11 @@ class Window:
 
     def _skip(self, at: int, first: int) -> bool:
         """Goes from frame `at` on to frame `first`; False where the recording has ended before."""
-        if self._recording.exact_seek and self._recording.promised is not None:
+        if self._recording.promised is not None:
             if first > self._recording.promised:
                 return False
-            self._recording.seek(first)
-            return True
+            if self._recording.skip_to(first):
+                return True
         while at < first:
             skipped = len(self._recording.read(min(first - at, BLOCK)))
             if not skipped:

@@ -45,7 +45,7 @@ class SoundFiles:
         self.rate, self.channels, self.promised = int(first.samplerate), int(first.channels), promised
         whole = first.subtype == "PCM_16" and self.channels == 1 and self.rate == SAMPLE_RATE
         self.dtype = "int16" if whole else "float32"
-        self.exact_seek = len(files) == 1 and first.seekable()
+        self._exact = len(files) == 1 and first.seekable()
         self.open_ended = any(file.frames == _UNKNOWN_LENGTH for file in files)
         self._files = list(files)
         self._at = 0  # the frame of the first of them that is read next
@@ -61,8 +61,11 @@ class SoundFiles:
             self._at = 0
         return np.zeros((0, self.channels), self.dtype)
 
-    def seek(self, frame: int) -> None:
+    def skip_to(self, frame: int) -> bool:
+        if not (self._exact and self._files):
+            return False
         self._at = self._files[0].seek(frame)
+        return True
 
 
 class _SoundFile(soundfile.SoundFile):

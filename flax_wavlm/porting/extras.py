@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Extras:
         follows_vocabulary: the rule follows the tokenizer's vocabulary, which was not made by the rule.
     """
 
-    text: TextRule = TextRule()  # noqa: RUF009 - it is frozen
+    text: TextRule = field(default_factory=TextRule)
     follows_vocabulary: bool = True
 
     def with_text(self, given: Mapping[str, str | None]) -> Extras:
@@ -86,7 +86,7 @@ def _text_part(part: Any, file: Path) -> Extras:
             expected="true or false",
             do="restore the file",
         )
-    known = [field.name for field in dataclasses.fields(TextRule)]
+    known = [part.name for part in dataclasses.fields(TextRule)]
     if unknown := sorted(fields.keys() - set(known)):
         raise UserError(
             where=file,

@@ -15,6 +15,7 @@ from helpers.errors import Parts
 from helpers.permissions import without_roots_rights
 from helpers.pickles import RunsCode
 from helpers.reference import Reference
+from helpers.spellings import MICROSOFT_CFG
 
 from flax_wavlm.porting.convert import convert
 from flax_wavlm.porting.load import load_model
@@ -82,24 +83,8 @@ def pickled(name: str, *, index: bool = False) -> Callable[[Path, Reference], An
 
 def microsoft(**changes: Any) -> Callable[[Path, Reference], Any]:
     """Microsoft's .pt with these values in its cfg; a value of None is left out of it."""
-    cfg = {
-        "extractor_mode": "layer_norm",
-        "encoder_layers": 2,
-        "encoder_embed_dim": 16,
-        "encoder_ffn_embed_dim": 8,
-        "encoder_attention_heads": 2,
-        "activation_fn": "gelu",
-        "layer_norm_first": True,
-        "conv_feature_layers": "[(4,10,5)] + [(4,3,2)] * 4 + [(4,2,2)] * 2",
-        "conv_bias": False,
-        "conv_pos": 8,
-        "conv_pos_groups": 1,
-        "relative_position_embedding": True,
-        "num_buckets": 320,
-        "max_distance": 800,
-        "gru_rel_pos": True,
-        "normalize": True,
-    } | changes
+    cfg = MICROSOFT_CFG | {"conv_pos_groups": 1, "num_buckets": 320, "max_distance": 800, "normalize": True}
+    cfg |= changes
 
     def give(folder: Path, tiny: Reference) -> Any:
         kept = {name: value for name, value in cfg.items() if value is not None}

@@ -18,6 +18,7 @@ import transformers
 from flax import nnx
 from helpers.errors import refused
 from helpers.reference import KINDS, Reference, pad, tiny_reference
+from helpers.spellings import microsoft_name
 
 from flax_wavlm import UserError, WavLMConfig, WavLMForCTC
 from flax_wavlm.models.parameters import split
@@ -101,27 +102,10 @@ def torchaudio(reference: Reference, folder: Path, encoder: str = "encoder.trans
 
 def microsoft(reference: Reference, folder: Path) -> Path:
     """Microsoft's own .pt: encoder only."""
-    state = {}
-    for name, tensor in reference.model.wavlm.state_dict().items():
-        for pattern, replacement in (
-            (r"^masked_spec_embed$", "mask_emb"),
-            (r"^feature_projection\.layer_norm\.", "layer_norm."),
-            (r"^feature_projection\.projection\.", "post_extract_proj."),
-            (r"(conv_layers\.\d+)\.conv\.", r"\1.0."),
-            (r"(conv_layers\.\d+)\.layer_norm\.", r"\1.2.1." if reference.kind == "large" else r"\1.2."),
-            (r"pos_conv_embed\.conv\.parametrizations\.weight\.original0", "pos_conv.0.weight_g"),
-            (r"pos_conv_embed\.conv\.parametrizations\.weight\.original1", "pos_conv.0.weight_v"),
-            (r"pos_conv_embed\.conv\.bias", "pos_conv.0.bias"),
-            (r"(layers\.\d+)\.layer_norm\.", r"\1.self_attn_layer_norm."),
-            (r"\.attention\.gru_rel_pos_linear\.", ".self_attn.grep_linear."),
-            (r"\.attention\.gru_rel_pos_const", ".self_attn.grep_a"),
-            (r"\.attention\.rel_attn_embed\.", ".self_attn.relative_attention_bias."),
-            (r"\.attention\.", ".self_attn."),
-            (r"\.feed_forward\.intermediate_dense\.", ".fc1."),
-            (r"\.feed_forward\.output_dense\.", ".fc2."),
-        ):
-            name = re.sub(pattern, replacement, name)
-        state[name] = tensor
+    state = {
+        microsoft_name(name, layer_norm=reference.kind == "large"): tensor
+        for name, tensor in reference.model.wavlm.state_dict().items()
+    }
     config = reference.config
     cfg = {
         "extractor_mode": "layer_norm" if reference.kind == "large" else "default",

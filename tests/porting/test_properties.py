@@ -5,6 +5,7 @@ import re
 import jax
 import numpy as np
 from helpers.properties import PROPERTY
+from helpers.spellings import microsoft_name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,21 +51,6 @@ TORCHAUDIO = (
     (r"^lm_head\.", "aux."),
     (r"attention\.out_proj", "attention.attention.out_proj"),
 )
-MICROSOFT = (
-    *OLD_WEIGHT_NORM,
-    (r"^masked_spec_embed$", "mask_emb"),
-    (r"^feature_projection\.layer_norm\.", "layer_norm."),
-    (r"^feature_projection\.projection\.", "post_extract_proj."),
-    (r"(conv_layers\.\d+)\.conv\.", r"\1.0."),
-    (r"pos_conv_embed\.conv\.", "pos_conv.0."),
-    (r"(layers\.\d+)\.layer_norm\.", r"\1.self_attn_layer_norm."),
-    (r"\.attention\.gru_rel_pos_linear\.", ".self_attn.grep_linear."),
-    (r"\.attention\.gru_rel_pos_const", ".self_attn.grep_a"),
-    (r"\.attention\.rel_attn_embed\.", ".self_attn.relative_attention_bias."),
-    (r"\.attention\.", ".self_attn."),
-    (r"\.feed_forward\.intermediate_dense\.", ".fc1."),
-    (r"\.feed_forward\.output_dense\.", ".fc2."),
-)
 
 
 def spelled(name: str, rules: tuple[tuple[str, str], ...]) -> str:
@@ -72,11 +58,6 @@ def spelled(name: str, rules: tuple[tuple[str, str], ...]) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def microsoft_norms(name: str, config: WavLMConfig) -> str:
-    norm = r"\1.2.1." if config.feat_extract_norm == "layer" else r"\1.2."
-    return re.sub(r"(conv_layers\.\d+)\.self_attn_layer_norm\.", norm, name)
 
 
 @settings(PROPERTY, max_examples=12)
@@ -103,12 +84,15 @@ def test_every_name_has_one_place_and_back(config: WavLMConfig, seed: int) -> No
         np.testing.assert_array_equal(array, theirs[name], err_msg=name, strict=True)
 
     # Every format's spelling of every name leads to this name, and no two names to one spelling.
-    for rules in ((), OLD_WEIGHT_NORM, TORCHAUDIO, MICROSOFT):
-        spellings = {name: microsoft_norms(spelled(name, rules), config) for name in names}
-        assert len(set(spellings.values())) == len(names)
+    of_microsoft = [name for name in names if name not in HEAD]  # it has no head
+    layer_norm = config.feat_extract_norm == "layer"
+    for spellings in (
+        *({name: spelled(name, rules) for name in names} for rules in ((), OLD_WEIGHT_NORM, TORCHAUDIO)),
+        {name: microsoft_name(name.removeprefix("wavlm."), layer_norm=layer_norm) for name in of_microsoft},
+    ):
+        assert len(set(spellings.values())) == len(spellings)
         for name, spelling in spellings.items():
-            if not (rules is MICROSOFT and name in HEAD):  # Microsoft's has no head
-                assert canonical_names(spelling) == [name]
+            assert canonical_names(spelling) == [name]
     joint = {f"{part}_proj.{what}" for part in "qkv" for what in ("weight", "bias")}
     for what in ("weight", "bias"):
         joined = canonical_names(f"encoder.transformer.layers.0.attention.attention.in_proj_{what}")

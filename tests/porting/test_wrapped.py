@@ -15,6 +15,7 @@ import transformers
 from helpers.errors import Parts, refused
 from helpers.pickles import RunsCode
 from helpers.reference import Reference, tiny_reference
+from helpers.spellings import MICROSOFT_CFG, fairseq_name
 
 from flax_wavlm.errors import UserError
 from flax_wavlm.models.parameters import split
@@ -56,52 +57,14 @@ def inside(wrapper: str, state: State) -> State:
 
 def fairseq(state: State) -> State:
     """The names of fairseq's Wav2VecCtc around a WavLM."""
-    renamed = {}
-    for name, tensor in state.items():
-        for pattern, replacement in (
-            (r"^lm_head\.", "w2v_encoder.proj."),
-            (r"^wavlm\.", "w2v_encoder.w2v_model."),
-            (r"masked_spec_embed$", "mask_emb"),
-            (r"model\.feature_projection\.layer_norm\.", "model.layer_norm."),
-            (r"feature_projection\.projection\.", "post_extract_proj."),
-            (r"(conv_layers\.\d+)\.conv\.", r"\1.0."),
-            (r"(conv_layers\.\d+)\.layer_norm\.", r"\1.2.1."),
-            (r"pos_conv_embed\.conv\.parametrizations\.weight\.original0", "pos_conv.0.weight_g"),
-            (r"pos_conv_embed\.conv\.parametrizations\.weight\.original1", "pos_conv.0.weight_v"),
-            (r"pos_conv_embed\.conv\.bias", "pos_conv.0.bias"),
-            (r"(layers\.\d+)\.layer_norm\.", r"\1.self_attn_layer_norm."),
-            (r"\.attention\.gru_rel_pos_linear\.", ".self_attn.grep_linear."),
-            (r"\.attention\.gru_rel_pos_const", ".self_attn.grep_a"),
-            (r"\.attention\.rel_attn_embed\.", ".self_attn.relative_attention_bias."),
-            (r"\.attention\.", ".self_attn."),
-            (r"\.feed_forward\.intermediate_dense\.", ".fc1."),
-            (r"\.feed_forward\.output_dense\.", ".fc2."),
-        ):
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = tensor
-    return renamed
+    return {fairseq_name(name): tensor for name, tensor in state.items()}
 
 
-CFG = {
-    "extractor_mode": "layer_norm",
-    "encoder_layers": 2,
-    "encoder_embed_dim": 16,
-    "encoder_ffn_embed_dim": 8,
-    "encoder_attention_heads": 2,
-    "activation_fn": "gelu",
-    "layer_norm_first": True,
-    "conv_feature_layers": "[(4,10,5)] + [(4,3,2)] * 4 + [(4,2,2)] * 2",
-    "conv_bias": False,
-    "conv_pos": 8,
-    "conv_pos_groups": 2,
-    "relative_position_embedding": True,
-    "num_buckets": 64,
-    "max_distance": 90,
-    "gru_rel_pos": True,
+NESTED = {
+    "model": {"_name": "wav2vec_ctc", "w2v_args": {"model": MICROSOFT_CFG, "task": {"normalize": True}}}
 }
-NESTED = {"model": {"_name": "wav2vec_ctc", "w2v_args": {"model": CFG, "task": {"normalize": True}}}}
 AS_NAMESPACE = argparse.Namespace(
-    arch="wav2vec_ctc", normalize=True, w2v_args=argparse.Namespace(**CFG, other=None)
+    arch="wav2vec_ctc", normalize=True, w2v_args=argparse.Namespace(**MICROSOFT_CFG, other=None)
 )
 ODD = "net.backbone.encoder_model."  # a name that is in no list
 
@@ -241,7 +204,7 @@ def test_what_is_left_of_pre_training_is_named(
     left = {"quantizer.vars": 3, "project_q.weight": 2, "project_hid.bias": 2, "final_proj.weight": 2}
     state = encoder(dict(tiny.model.state_dict()))
     extra = {name: torch.ones(2) for name in [*left, "label_embs_concat"]}
-    weights = opened({"cfg": CFG | {"normalize": True}, "model": state | extra}, tiny, tmp_path)
+    weights = opened({"cfg": MICROSOFT_CFG | {"normalize": True}, "model": state | extra}, tiny, tmp_path)
     assert_same(weights, under("wavlm.", state))
     assert all(f"{name.partition('.')[0]} (1)" in caplog.text.replace("model.", "") for name in extra)
 

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 from helpers.errors import refused
 from helpers.fake_timit import build_fake_timit
+from helpers.killed import Killed
 from helpers.small_run import lines, small_run
 
 from flax_wavlm.data.batches import Batches
@@ -30,10 +31,6 @@ from flax_wavlm.training.start import StartingPoint
 from flax_wavlm.training.train import TrainResult, train
 
 FIGURES = ("loss", "wer", "cer", "wer_hf_padded", "clips", "infeasible")
-
-
-class Killed(BaseException):
-    """Stands for a signal: nothing in the run may catch it."""
 
 
 def kill(*_: Any, **__: Any) -> None:

@@ -1,18 +1,18 @@
 """Runs that are interrupted, finished, or started again with another configuration."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers.killed import killed_at
 from helpers.runs import metrics
 from helpers.small_run import lines, small_run
 
 from flax_wavlm import UserError
 from flax_wavlm.errors import Preempted
-from flax_wavlm.parallel import processes, sharding
+from flax_wavlm.parallel import processes
 from flax_wavlm.training.report.metrics import read_metrics
 from flax_wavlm.training.train import TrainResult, train
 
@@ -31,26 +31,9 @@ def whole(place: Path, one_device: None) -> TrainResult:
     return train(small_run(place, "whole"))
 
 
-class Killed(BaseException):
-    """Stands for a signal: nothing in the run may catch it."""
-
-
-def test_resumed_run_is_the_uninterrupted_one(
-    place: Path, whole: TrainResult, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put_batch, calls = sharding.put_batch, 0
-
-    def dying(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise Killed
-        return put_batch(*arguments)
-
-    monkeypatch.setattr(sharding, "put_batch", dying)
-    with pytest.raises(Killed):
+def test_resumed_run_is_the_uninterrupted_one(place: Path, whole: TrainResult) -> None:
+    with killed_at(batch=4):
         train(small_run(place, "parts"))
-    monkeypatch.undo()
     interrupted = place / "parts" / "metrics.jsonl"
     assert [row["step"] for row in read_metrics(interrupted)] == [2]
     with interrupted.open("a") as file:

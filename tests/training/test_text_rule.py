@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.killed import killed_at
 from helpers.reference import tiny_reference
 from helpers.small_run import lines, small_run
 from transformers import AutoTokenizer
@@ -15,7 +16,6 @@ from flax_wavlm.data.corpora.utterance import Utterance
 from flax_wavlm.data.text import BEFORE, TextRule
 from flax_wavlm.errors import UserError
 from flax_wavlm.models.config import WavLMConfig
-from flax_wavlm.parallel import sharding
 from flax_wavlm.porting.extras import EXTRAS_FILE, Extras, read_extras
 from flax_wavlm.training.config import ModelSettings, TextSettings
 from flax_wavlm.training.start import StartingPoint, open_starting_point
@@ -127,26 +127,12 @@ def test_a_run_by_symbols(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_begun_before_the_rule_goes_on_with_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Killed(BaseException):
-        """Stands for a signal."""
-
-    put_batch, calls = sharding.put_batch, 0
-
-    def dying(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise Killed
-        return put_batch(*arguments)
-
     config = small_run(tmp_path, "run")
     config.text = TextSettings(preset=BEFORE)
-    monkeypatch.setattr(sharding, "put_batch", dying)
-    with pytest.raises(Killed):
+    with killed_at(batch=4):
         train(config)
-    monkeypatch.undo()
     saved_file = tmp_path / "run" / "config.json"
     saved = json.loads(saved_file.read_text())
     del saved["text"], saved["data"]["dev"], saved["data"]["channel"], saved["train"]["best_by"]

@@ -51,8 +51,11 @@ class _Kind(NamedTuple):
     variable: str = ""  # the environment variable to look up where data.path is empty
 
 
-def _timit_splits(source: _Source) -> list[str]:
-    return ["train", "test"]
+def _in_folder(
+    read: Callable[[str, str], Read], splits: Callable[[str], list[str]]
+) -> tuple[Callable[[_Source, str], Read], Callable[[_Source], list[str]]]:
+    """`read` and `splits` of a kind whose readers need nothing but the folder."""
+    return lambda source, split: read(source.path, split), lambda source: splits(source.path)
 
 
 _KINDS = {
@@ -62,8 +65,7 @@ _KINDS = {
         "set data.path or the environment variable TIMIT_DIR; without TIMIT, run configs/demo.py (synthetic "
         "speech) or configs/timit_sample.py (NLTK's free sample of 160 clips: `python -m nltk.downloader "
         "timit`)",
-        lambda source, split: read_timit(source.path, split),
-        lambda source: splits_of_timit(source.path),
+        *_in_folder(read_timit, splits_of_timit),
         "TIMIT_DIR",
     ),
     "timit_sample": _Kind(
@@ -71,38 +73,33 @@ _KINDS = {
         "get it with `python -m nltk.downloader timit`, unzip it, and set data.path or the environment "
         "variable TIMIT_SAMPLE_DIR; without it, run configs/demo.py (synthetic speech)",
         lambda source, split: read_timit_sample(source.path, split, source.held_out_speakers),
-        _timit_splits,
+        lambda source: ["train", "test"],
         "TIMIT_SAMPLE_DIR",
     ),
     "manifest": _Kind(
         "a folder with train.jsonl and test.jsonl (or .csv)",
         "set data.path to FOLDER",
-        lambda source, split: read_manifest(source.path, split),
-        lambda source: splits_of_manifest(source.path),
+        *_in_folder(read_manifest, splits_of_manifest),
     ),
     "common_voice": _Kind(
         "Common Voice's folder of a language, with train.tsv and clips/",
         "set data.path to FOLDER",
-        lambda source, split: read_common_voice(source.path, split),
-        lambda source: splits_of_common_voice(source.path),
+        *_in_folder(read_common_voice, splits_of_common_voice),
     ),
     "librispeech": _Kind(
         "LibriSpeech's folder, with train-clean-100 and so on",
         "set data.path to FOLDER",
-        lambda source, split: read_librispeech(source.path, split),
-        lambda source: splits_of_librispeech(source.path),
+        *_in_folder(read_librispeech, splits_of_librispeech),
     ),
     "kaldi": _Kind(
         "a Kaldi data folder, with train/wav.scp and train/text",
         "set data.path to FOLDER",
-        lambda source, split: read_kaldi(source.path, split),
-        lambda source: splits_of_kaldi(source.path),
+        *_in_folder(read_kaldi, splits_of_kaldi),
     ),
     "folder": _Kind(
         "a folder of audio files with a .txt or .lab file beside each",
         "set data.path to FOLDER",
-        lambda source, split: read_folder(source.path, split),
-        lambda source: splits_of_folder(source.path),
+        *_in_folder(read_folder, splits_of_folder),
     ),
     "hub": _Kind(
         "a Hugging Face dataset's hub id or folder",
@@ -119,8 +116,7 @@ _KINDS = {
     "synthetic": _Kind(  # it is written in TIMIT's layout
         "the synthetic corpus's folder",
         "run configs/demo.py, which makes it",
-        lambda source, split: read_timit(source.path, split),
-        lambda source: splits_of_timit(source.path),
+        *_in_folder(read_timit, splits_of_timit),
     ),
 }
 CORPORA = tuple(_KINDS)

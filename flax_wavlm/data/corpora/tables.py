@@ -1,4 +1,4 @@
-"""Tables as rows: JSON lines, JSON, CSV and TSV. What is no whole table is a UserError with its line."""
+"""Tables as rows: JSON lines, JSON, CSV and TSV. A damaged table is a UserError with its line."""
 
 from __future__ import annotations
 
