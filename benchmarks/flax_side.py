@@ -56,7 +56,7 @@ class FlaxTraining:
         encoded = time.perf_counter()
         if self.keep_features:
             self.batch = features
-        lowered = self.jitted.lower(self.state, features)
+        lowered = self.jitted.step.lower(self.state, features)
         traced = time.perf_counter()
         self.step = lowered.compile()
         plan = self.step.memory_analysis()

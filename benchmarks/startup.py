@@ -96,7 +96,7 @@ class Compilation:
         batch = with_features(jax.eval_shape(encode, state.frozen, batch), batch)
         lowered = [
             encode.lower(state.frozen, workload.make_batch(clips, seconds)),
-            jit_train_step(step, mesh, state).lower(state, batch),
+            jit_train_step(step, mesh, state).step.lower(state, batch),
         ]
         traced = time.perf_counter()
         for program in lowered:

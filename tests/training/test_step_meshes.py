@@ -46,7 +46,7 @@ def runs() -> dict[int, Run]:
             placed = state = jax.device_put(state, sharding.tree_sharding(mesh, state))
             step = make_train_step(structure(SMALL)[0], optimizer, loss_of_ctc(BLANK), seed=0)
             batches = [sharding.put_batch(mesh, small_batch(seed=seed)) for seed in range(3)]
-            jitted = jit_train_step(step, mesh, state).lower(state, batches[0])
+            jitted = jit_train_step(step, mesh, state).step.lower(state, batches[0])
             compiled = jitted.compile()
             for batch in batches:
                 state = compiled(state, batch)
