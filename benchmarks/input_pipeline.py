@@ -97,8 +97,8 @@ class FlaxInput:
 
     def least(self, shapes: int) -> float:
         """Padding of the best plan of full batches with so many shapes, odd frame counts allowed."""
-        from flax_wavlm.data.batches import plan_epoch
         from flax_wavlm.data.buckets import choose_buckets
+        from flax_wavlm.data.plans import plan_epoch
 
         best = choose_buckets(self.lengths, shapes, batch_size=self.batch)
         return plan_epoch(self.lengths, self.batch, best, seed=0, epoch=0).padding(self.lengths)

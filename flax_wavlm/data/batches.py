@@ -1,15 +1,16 @@
-"""Clips to arrays of a few fixed shapes: which clips make which batch, padding, prefetching.
+"""Clips to arrays of a few fixed shapes: padding, prefetching, and the batch of any step.
 
 A training batch is a pure function of the clips, the seed and the step. Nothing here holds a random state. So
 a resumed run, a run on other hosts, and somebody who wants to look at the batch of step 7,312 all compute the
 same batch, and the only state to checkpoint is the number of the next step.
 
-    n  clips          B  rows of the batch over all processes      N  padded samples of a batch
-    S  batches        b  rows of this process, B / processes       L  padded labels of a data set
+    n  clips     B  rows of the batch over all processes      N  padded samples of a batch
+                 b  rows of this process, B / processes       L  padded labels of a data set
 
 A batch is a dict of NumPy arrays:
 
-    samples         [b, N]           int16 where all clips of the set are, else float32; padded with zeros
+    samples         [b, N]           int16 where all clips of the set are, and nothing is done to them, else
+                                     float32; padded with zeros
     mean            float32 [b]      subtracted from each row at full scale on the device, and
     scale           float32 [b]      multiplied with the rest: `flax_wavlm.data.preprocessor.input_values`
     lengths         int32 [b]        real samples of each row
@@ -27,82 +28,45 @@ Filler rows complete the last batch of an epoch. They are silence as long as the
 labels: every computation on them is finite, and `valid` keeps them out of every sum.
 """
 
+import bisect
 import functools
-import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import grain
 import numpy as np
 
+from flax_wavlm.data.augment import Augmentation, at_speed
 from flax_wavlm.data.clips import Clip
+from flax_wavlm.data.plans import Plan, cut, plan_epoch
 from flax_wavlm.data.preprocessor import full_scale
-from flax_wavlm.data.weights import FILLER, clips_per_epoch, draw_epoch, spread_copies
+from flax_wavlm.data.weights import FILLER, draw_epoch, spread_copies
 from flax_wavlm.errors import UserError
-
-log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 
 
-class Plan(NamedTuple):
-    """Which clips make which batch, over all processes."""
+class _Process(NamedTuple):
+    """One process of a run, and how many there are."""
 
-    rows: np.ndarray  # int32 [S, B], indices of clips, FILLER in the rows that are left over
-    samples: np.ndarray  # int64 [S], each batch's N
+    number: int
+    processes: int
 
-    def padding(self, lengths: np.ndarray) -> float:
-        """The share of the plan's samples that belong to no clip, filler rows included."""
-        real = lengths[self.rows[self.rows != FILLER]].sum()
-        return 1 - float(real / (self.samples.sum() * self.rows.shape[1]))
+    def check(self, batch_size: int | Sequence[int]) -> None:
+        """UserError where the rows of a batch cannot be shared out."""
+        for size in [batch_size] if isinstance(batch_size, int) else batch_size:
+            if size < 1 or size % self.processes:
+                raise UserError(
+                    field="batch_size",
+                    found=size,
+                    expected=f"1 or more, and a multiple of the number of processes, {self.processes}",
+                )
 
-
-def plan_epoch(
-    lengths: np.ndarray, batch_size: int, buckets: Sequence[int], *, seed: int, epoch: int
-) -> Plan:
-    """Every clip once, in ceil(n / batch_size) batches of clips [n] of one bucket, drawn at random.
-
-    The clips are sorted by length and cut into batches, which gives each batch its bucket. Then the clips
-    within each bucket are shuffled, and then the batches. So a clip has the same N in every epoch, and the
-    padding is the least that these buckets allow, if `choose_buckets` was given the same batch size.
-    """
-    # Sorting random words makes a permutation that no NumPy version changes: bit streams are promised to
-    # stay, Generator.permutation is not (NEP 19). Philox is counter-based: any two keys are independent.
-    random = np.random.Philox(key=np.array([seed, epoch], np.uint64))
-    rows, samples = _cut(np.argsort(-lengths, kind="stable"), lengths, batch_size, buckets)
-    real = rows != FILLER
-    bucket = np.broadcast_to(samples[:, None], rows.shape)[real]  # [n], descending
-    rows[real] = rows[real][np.lexsort((random.random_raw(len(lengths)), -bucket))]
-    order = np.argsort(random.random_raw(len(rows)), kind="stable")
-    return Plan(rows[order], samples[order])
-
-
-def _cut(order: np.ndarray, lengths: np.ndarray, batch_size: int, buckets: Sequence[int]) -> Plan:
-    """Consecutive batches of the clips in `order` [n], each padded to the smallest bucket that holds it."""
-    sizes = np.sort(np.asarray(buckets, np.int64))
-    if lengths.max() > sizes[-1]:
-        raise UserError(
-            f"a clip of {lengths.max()} samples does not fit the longest bucket",
-            field="buckets",
-            expected=f"at most {sizes[-1]} samples",
-        )
-    steps = -(-len(order) // batch_size)
-    rows = np.full((steps, batch_size), FILLER, np.int32)
-    rows.flat[: len(order)] = order
-    longest = np.where(rows == FILLER, 0, lengths[rows]).max(axis=1)
-    return Plan(rows, sizes[np.searchsorted(sizes, longest)])
-
-
-def _own_rows(batch_size: int, process_index: int, process_count: int) -> slice:
-    """This process's share of a batch's rows."""
-    if batch_size < 1 or batch_size % process_count:
-        raise UserError(
-            field="batch_size",
-            found=batch_size,
-            expected=f"1 or more, and a multiple of the number of processes, {process_count}",
-        )
-    share = batch_size // process_count
-    return slice(process_index * share, (process_index + 1) * share)
+    def own(self, plan: Plan, position: int) -> np.ndarray:
+        """This process's rows [b] of a plan's batch."""
+        share = int(plan.sizes[position]) // self.processes
+        return plan.rows[position, self.number * share : (self.number + 1) * share]
 
 
 def _lengths(clips: Sequence[Clip]) -> np.ndarray:
@@ -138,8 +102,8 @@ class _Shape(NamedTuple):
     do_normalize: bool
 
 
-def _collate(clips: Sequence[Clip], rows: np.ndarray, samples: int, shape: _Shape) -> Batch:
-    """The arrays of `rows` [b], padded to N = samples."""
+def _collate(clips: Sequence[Clip | None], rows: np.ndarray, samples: int, shape: _Shape) -> Batch:
+    """The arrays of the clips in `rows` [b], None on filler rows, padded to N = samples."""
     batch = {
         "samples": np.zeros((len(rows), samples), shape.sample_type),
         "mean": np.zeros(len(rows), np.float32),
@@ -150,8 +114,9 @@ def _collate(clips: Sequence[Clip], rows: np.ndarray, samples: int, shape: _Shap
         "valid": rows != FILLER,
         "clip": rows.astype(np.int32),
     }
-    for row in np.flatnonzero(batch["valid"]):
-        clip = clips[rows[row]]
+    for row, clip in enumerate(clips):
+        if clip is None:
+            continue
         heard = clip.samples if shape.sample_type is np.int16 else full_scale(clip.samples)
         batch["samples"][row, : len(heard)] = heard
         if shape.do_normalize:
@@ -188,56 +153,109 @@ class Batches:
 
     Args:
         clips: the training set.
-        batch_size: B, over all processes; must be divisible by their number.
-        buckets: padded lengths in samples, see `choose_buckets`.
-        steps: length of the run, any number of epochs.
+        batch_size: B, over all processes, of every batch or of each bucket's; divisible by their number.
+        buckets: padded lengths in samples, see `choose_buckets` and `choose_shapes`.
+        steps: length of the run, any number of epochs; 0: `epochs` says it.
+        epochs: length of the run where `steps` is 0.
         seed: 0 or more.
         do_normalize: the model's `Preprocessor.do_normalize`.
         process_index, process_count: which process this is, of how many.
         weights: how often an epoch has each clip [n], see `flax_wavlm.data.weights`; None: once.
+        augmentation: what is done to the clips anew in each epoch; None: nothing.
     """
 
     def __init__(
         self,
         clips: Sequence[Clip],
-        batch_size: int,
+        batch_size: int | Sequence[int],
         buckets: Sequence[int],
         *,
-        steps: int,
+        steps: int = 0,
+        epochs: int = 0,
         seed: int,
         do_normalize: bool,
         process_index: int = 0,
         process_count: int = 1,
         weights: Sequence[float] | None = None,
+        augmentation: Augmentation | None = None,
     ):
         if seed < 0:
             raise UserError(field="seed", found=seed, expected="0 or more")
         self.clips = clips
         self.lengths = _lengths(clips)  # [n]
         self.buckets = tuple(buckets)
-        self.batch_size = batch_size
-        self.steps = steps
+        self.batch_size = batch_size if isinstance(batch_size, int) else tuple(batch_size)
         self.seed = seed
         self.do_normalize = do_normalize
         self.weights = None if weights is None else _checked_weights(weights, len(clips))
+        self.augmentation = augmentation
         self.features: Features | None = None  # where set, batches have these and no samples
-        self._own_rows = _own_rows(batch_size, process_index, process_count)
-        self._shape = _Shape(_label_width(clips), _sample_type(clips), do_normalize)
+        self._process = _Process(process_index, process_count)
+        self._process.check(self.batch_size)
+        sample_type = _sample_type(clips) if augmentation is None else np.float32
+        self._shape = _Shape(_label_width(clips), sample_type, do_normalize)
         # Two epochs, because prefetching looks over the end of one.
         self.plan = functools.lru_cache(maxsize=2)(self._plan)
+        self._speeds = functools.lru_cache(maxsize=2)(self._speeds_in)
+        # Where each batch may hold another number of clips, an epoch of other clips or other lengths may
+        # have another number of batches.
+        self._alike = isinstance(self.batch_size, int) or (weights is None and augmentation is None)
+        self._first_steps, self._counting = [0], threading.Lock()  # of the epochs so far
+        self.steps = steps or self._first_step(epochs)
 
     def _plan(self, epoch: int) -> Plan:
+        lengths = self._lengths_in(epoch)
         if self.weights is None:
-            return plan_epoch(self.lengths, self.batch_size, self.buckets, seed=self.seed, epoch=epoch)
+            return plan_epoch(lengths, self.batch_size, self.buckets, seed=self.seed, epoch=epoch)
         drawn = draw_epoch(self.weights, seed=self.seed, epoch=epoch)
-        plan = plan_epoch(self.lengths[drawn], self.batch_size, self.buckets, seed=self.seed, epoch=epoch)
+        plan = plan_epoch(lengths[drawn], self.batch_size, self.buckets, seed=self.seed, epoch=epoch)
         rows = np.where(plan.rows == FILLER, FILLER, drawn[plan.rows]).astype(np.int32)
-        return plan._replace(rows=spread_copies(rows, plan.samples, self.lengths))
+        return plan._replace(rows=spread_copies(rows, plan.samples, lengths))
 
-    @property
+    def _speeds_in(self, epoch: int) -> np.ndarray | None:
+        if self.augmentation is None:
+            return None
+        return self.augmentation.speeds_in(len(self.clips), seed=self.seed, epoch=epoch)
+
+    def _lengths_in(self, epoch: int) -> np.ndarray:
+        """Samples of each clip [n] as it is in an epoch."""
+        speeds = self._speeds(epoch)
+        return self.lengths if speeds is None else at_speed(self.lengths, speeds)
+
+    @functools.cached_property
     def steps_per_epoch(self) -> int:
-        clips = len(self.clips) if self.weights is None else clips_per_epoch(self.weights)
-        return -(-clips // self.batch_size)
+        """Batches of the first epoch. Where `_place` says so, later epochs may have some more or less."""
+        return len(self.plan(0).samples)
+
+    def _first_step(self, epoch: int) -> int:
+        """The step that an epoch begins with, counted from 0."""
+        if self._alike:
+            return epoch * self.steps_per_epoch
+        with self._counting:
+            while len(self._first_steps) <= epoch:
+                batches = len(self.plan(len(self._first_steps) - 1).samples)
+                self._first_steps.append(self._first_steps[-1] + batches)
+            return self._first_steps[epoch]
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """The epoch of a step, and the place of its batch in the epoch's plan."""
+        if self._alike:
+            return divmod(step, self.steps_per_epoch)
+        while self._first_steps[-1] <= step:
+            self._first_step(len(self._first_steps))
+        epoch = bisect.bisect_right(self._first_steps, step) - 1
+        return epoch, step - self._first_steps[epoch]
+
+    def epochs(self, steps: int) -> float:
+        """How many epochs so many steps are."""
+        if self._alike:
+            return steps / self.steps_per_epoch
+        epoch, position = self._place(steps)
+        return epoch + position / len(self.plan(epoch).samples)
+
+    def padding(self, epoch: int = 0) -> float:
+        """The share of an epoch's samples that belong to no clip."""
+        return self.plan(epoch).padding(self._lengths_in(epoch))
 
     def __len__(self) -> int:
         return self.steps
@@ -245,22 +263,40 @@ class Batches:
     def __getitem__(self, step: int) -> Batch:
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} of {self.steps}")
-        epoch, position = divmod(step, self.steps_per_epoch)
-        rows, samples = self.plan(epoch)
-        own = rows[position, self._own_rows]
-        batch = _collate(self.clips, own, int(samples[position]), self._shape)
+        epoch, position = self._place(step)
+        plan = self.plan(epoch)
+        rows = self._process.own(plan, position)
+        clips = _taken(self.clips, rows)
+        if self.augmentation is not None and (speeds := self._speeds(epoch)) is not None:
+            first = self._process.number * len(rows)  # a row has the same noise, whichever process makes it
+            clips = [
+                clip and self.augmentation(clip, float(speeds[i]), seed=self.seed, step=step, row=row)
+                for row, (clip, i) in enumerate(zip(clips, rows.tolist(), strict=True), first)
+            ]
+        batch = _collate(clips, rows, int(plan.samples[position]), self._shape)
         return batch if self.features is None else self.features.put_into(batch)
 
     def samples(self, step: int) -> int:
         """N of `step`'s batch."""
-        epoch, position = divmod(step, self.steps_per_epoch)
+        epoch, position = self._place(step)
         return int(self.plan(epoch).samples[position])
+
+    def rows(self, samples: int) -> int:
+        """B of the batches that are padded to so many samples, one of `buckets`."""
+        if isinstance(self.batch_size, int):
+            return self.batch_size
+        return self.batch_size[self.buckets.index(samples)]
 
     def clip_ids(self, step: int) -> list[str]:
         """Names of the clips in `step`'s batch, over all processes."""
-        epoch, position = divmod(step, self.steps_per_epoch)
+        epoch, position = self._place(step)
         rows = self.plan(epoch).rows[position]
         return [self.clips[row].id for row in rows if row != FILLER]
+
+
+def _taken(clips: Sequence[Clip], rows: np.ndarray) -> list[Clip | None]:
+    """The clips in `rows`, None on filler rows."""
+    return [None if row == FILLER else clips[row] for row in rows.tolist()]
 
 
 def train_iterator(
@@ -283,7 +319,7 @@ def train_iterator(
 
 def eval_batches(
     clips: Sequence[Clip],
-    batch_size: int,
+    batch_size: int | Sequence[int],
     buckets: Sequence[int],
     *,
     do_normalize: bool,
@@ -294,7 +330,12 @@ def eval_batches(
 
     Arguments as for `Batches`. Filler rows are the last ones of the last batch.
     """
-    lengths, own_rows = _lengths(clips), _own_rows(batch_size, process_index, process_count)
-    plan = _cut(np.argsort(-lengths, kind="stable"), lengths, batch_size, buckets)
+    lengths, process = _lengths(clips), _Process(process_index, process_count)
+    process.check(batch_size)
+    plan = cut(np.argsort(-lengths, kind="stable"), lengths, batch_size, buckets)
     shape = _Shape(_label_width(clips), _sample_type(clips), do_normalize)
-    return (_collate(clips, rows[own_rows], int(samples), shape) for rows, samples in zip(*plan, strict=True))
+    own = (process.own(plan, position) for position in range(len(plan.samples)))
+    return (
+        _collate(_taken(clips, rows), rows, samples, shape)
+        for rows, samples in zip(own, plan.samples.tolist(), strict=True)
+    )

@@ -70,6 +70,24 @@ class SyntheticSettings:
     seed: int = 0  # of sentences and voices
 
 
+WHITE_NOISE = "white"
+
+
+@dataclass
+class AugmentSettings:
+    """What is done to training clips anew in each epoch. Clips of dev and test stay as they are."""
+
+    speeds: tuple[float, ...] = ()  # each clip gets one of these an epoch: 0.9,1,1.1; empty: its own
+    noise: str = ""  # what is added to clips: "white", or a folder of recordings of noise; empty: nothing
+    noise_share: float = 0.5  # share of the clips that get noise
+    snr_min: float = 5.0  # power of the speech over that of the noise, in dB, at least
+    snr_max: float = 30.0  # the same, at most
+
+    def changes_clips(self) -> bool:
+        """Whether anything is done."""
+        return bool(self.speeds or self.noise)
+
+
 @dataclass
 class SplitSettings:
     """What the corpus calls its splits. Empty: the usual names, those that there are."""
@@ -98,6 +116,7 @@ class DataSettings:
     hub_config: str = ""  # hub: the data set's configuration
     tokenizer: str = ""  # folder or hub id; empty: the checkpoint's, else one from the corpus's text
     synthetic: SyntheticSettings = field(default_factory=SyntheticSettings)  # the corpus "synthetic"
+    augment: AugmentSettings = field(default_factory=AugmentSettings)  # other speeds, and noise
     buckets: int = 6  # padded lengths that training batches may have; each compiles once
     threads: int = 2  # threads that make batches
     prefetch: int = 8  # batches made ahead
@@ -128,7 +147,8 @@ MOST_AVERAGED = 100
 class LoopSettings:
     """How long to train, and when to log, evaluate and save."""
 
-    batch_size: int = 32  # clips in a step, over all devices
+    batch_size: int = 32  # clips in a step, over all devices, where `batch_seconds` is 0
+    batch_seconds: float = 0.0  # padded audio in a step, at most: more clips where they are short
     accumulation: int = 1  # equal parts that a batch is worked through in
     steps: int = 0  # length of the run; 0: `epochs` says it
     epochs: int = 0  # length of the run where `steps` is 0
@@ -205,6 +225,12 @@ class TrainConfig:
         _check_loop(self.train)
         _check_optim(self.optim)
         _require(
+            not (self.data.augment.changes_clips() and self.data.cache_features),
+            "data.cache_features",
+            self.data.cache_features,
+            "False where data.augment changes the clips: their features are others in every epoch",
+        )
+        _require(
             self.model.freeze_feature_encoder or not self.data.cache_features,
             "data.cache_features",
             self.data.cache_features,
@@ -270,9 +296,32 @@ def _check_data(data: DataSettings) -> None:
         data.cache,
         "a folder, or nothing for the default one, where data.cache_features is True",
     )
+    _check_augment(data.augment)
+
+
+def _check_augment(augment: AugmentSettings) -> None:
+    speeds = augment.speeds
+    _require(
+        all(0.5 <= speed <= 2 for speed in speeds) and len(set(speeds)) == len(speeds),
+        "data.augment.speeds",
+        speeds,
+        "numbers from 0.5 to 2, none of them twice, such as 0.9,1,1.1",
+    )
+    share = augment.noise_share
+    _require(0 < share <= 1, "data.augment.noise_share", share, "above 0 and at most 1")
+    for name in ("snr_min", "snr_max"):
+        level = getattr(augment, name)
+        _require(-100 <= level <= 100, f"data.augment.{name}", level, "-100 to 100 dB")
+    _require(
+        augment.snr_min <= augment.snr_max,
+        "data.augment.snr_min",
+        augment.snr_min,
+        f"at most data.augment.snr_max, which is {augment.snr_max}",
+    )
 
 
 def _check_loop(train: LoopSettings) -> None:
+    _at_least(0, train, "train.batch_seconds", "above 0, or 0 for train.batch_size clips")
     for name in ("batch_size", "eval_batch_size", "accumulation", "eval_every", "log_every"):
         _at_least(1, train, f"train.{name}")
     for name in ("steps", "save_every", "skip_nonfinite", "head_first_steps", "early_stopping"):

@@ -26,7 +26,7 @@ class Journal:
 
     Args:
         workdir: the run's folder.
-        steps_per_epoch: steps until every clip has been seen once.
+        epochs: how many epochs a number of steps is.
         scoring: of the run's task.
         chooser: the split whose evaluations choose the best checkpoint, "dev" or "test".
         events: takes the lines too, for TensorBoard; None: they are in metrics.jsonl alone.
@@ -38,13 +38,13 @@ class Journal:
     def __init__(
         self,
         workdir: Path,
-        steps_per_epoch: int,
+        epochs: Callable[[int], float],
         scoring: Scoring,
         chooser: str = DEV,
         events: Events | None = None,
     ):
         self.metrics, self.nonfinite = workdir / "metrics.jsonl", workdir / "nonfinite.jsonl"
-        self.steps_per_epoch, self.scoring, self.chooser = steps_per_epoch, scoring, chooser
+        self.epochs, self.scoring, self.chooser = epochs, scoring, chooser
         self.events = events if jax.process_index() == 0 else None
         with writing(self.metrics):
             for path in (self.metrics, self.nonfinite):
@@ -87,7 +87,7 @@ class Journal:
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Writes a line of figures; `split` is "train", "dev" or "test"."""
-        row = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), "split": split, **values}
+        row = {"step": step, "epoch": round(self.epochs(step), 4), "split": split, **values}
         self._append(self.metrics, row)
         if self.events is not None:
             self.events.write(row)

@@ -34,7 +34,7 @@ def step_bytes(programs: Programs, batches: Batches, samples: int, batch_size: i
         samples: padded length of the clips.
         batch_size: clips of all devices together; 0: the run's.
     """
-    batch = _shapes(batches, samples, batch_size or batches.batch_size)
+    batch = _shapes(batches, samples, batch_size or batches.rows(samples))
     return max(_needed(plan) for plan in programs.train_step.plans(programs.template, batch))
 
 
@@ -86,7 +86,7 @@ def advice(config: TrainConfig, run: Parts, limit: int) -> str:
     longest = max(batches.buckets)
     found = []
     unit = int(np.prod(run.mesh.devices.shape)) * config.train.accumulation
-    sizes = [size for size in _smaller(batches.batch_size) if size % unit == 0]
+    sizes = [size for size in _smaller(batches.rows(longest)) if size % unit == 0]
     for size in sizes:
         if (needed := step_bytes(run.programs, batches, longest, size)) <= limit:
             found.append(f"train.batch_size={size} needs {in_gb(needed)}")

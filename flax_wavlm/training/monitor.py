@@ -72,7 +72,7 @@ class StepMonitor:
 
     def _advance(self) -> None:
         self.step += 1
-        self.bar.note(epoch=f"epoch {self.step / self.batches.steps_per_epoch:.1f}")
+        self.bar.note(epoch=f"epoch {self.batches.epochs(self.step):.1f}")
         self.bar.advance()
 
     def pause(self, since: float) -> None:

@@ -73,7 +73,13 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Parts:
         reduction=config.train.ctc_loss_reduction,
     )
     speech = prepare_speech(
-        splits, origin, config.data, config.train, cache=config.cache_folder(), seed=config.seed
+        splits,
+        origin,
+        config.data,
+        config.train,
+        cache=config.cache_folder(),
+        seed=config.seed,
+        rows_multiple=mesh.size * config.train.accumulation,
     )
     best_by = _chosen_by(config.train.best_by, speech)
     origin = origin.judged_by(replace(ctc_scoring(config.data.corpus), best_by=best_by))

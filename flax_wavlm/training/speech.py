@@ -8,17 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-import numpy as np
-
 from flax_wavlm.data.batches import Batches
-from flax_wavlm.data.buckets import choose_buckets
 from flax_wavlm.data.clips import Clip, usable_clips
 from flax_wavlm.data.corpora.utterance import Skipped, Utterance
 from flax_wavlm.data.leaks import EXAMPLES, same_audio, shared
 from flax_wavlm.data.splits import cut_dev
 from flax_wavlm.data.targets import Targets
-from flax_wavlm.data.weights import clips_per_epoch
 from flax_wavlm.errors import some
 from flax_wavlm.parallel import processes
 from flax_wavlm.recognition.forward import ClipBatches
@@ -26,6 +21,7 @@ from flax_wavlm.recognition.task import DEV, TEST
 from flax_wavlm.training.config import DataSettings, LoopSettings
 from flax_wavlm.training.splits import Splits
 from flax_wavlm.training.start import StartingPoint
+from flax_wavlm.training.train_batches import fingerprint_of_noise, noise_recordings, train_batches
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +43,10 @@ class Speech(NamedTuple):
 
     def fingerprints(self) -> dict[str, str]:
         """Tells these clips from any others: a run resumes on the clips that it was begun with."""
-        return {split: fingerprint(clips) for split, clips in self.clips().items()}
+        prints = {split: fingerprint(clips) for split, clips in self.clips().items()}
+        if (augmentation := self.train.augmentation) and augmentation.noise:
+            prints["noise"] = fingerprint_of_noise(augmentation.noise.recordings)
+        return prints
 
 
 class _Judges(NamedTuple):
@@ -66,6 +65,7 @@ def prepare_speech(
     *,
     cache: Path | None,
     seed: int,
+    rows_multiple: int = 1,
 ) -> Speech:
     """Decodes all splits and plans their batches.
 
@@ -75,9 +75,11 @@ def prepare_speech(
         data: lengths, buckets.
         loop: batch sizes, and the length of the run.
         cache: the folder of decoded audio; None: decode every time.
-        seed: of the order of clips.
+        seed: of the order of clips, and of what augmentation does to them.
+        rows_multiple: where `train.batch_seconds` says the rows of a batch, they are a multiple of this.
     Raises:
-        UserError: no clip of a split can be used.
+        UserError: no clip of a split can be used; no noise can; or a batch of `train.batch_seconds` cannot
+            hold the longest clip.
     """
 
     skipped = {name: list(clips) for name, clips in splits.skipped.items()}
@@ -110,6 +112,7 @@ def prepare_speech(
         train = decoded(splits.train, "train")
         dev = decoded(splits.dev, splits.chooser) if splits.dev else []
         test = decoded(splits.test, "test") if splits.test else []
+        noise = noise_recordings(data.augment, cache)
     chooser = splits.chooser
     if not dev:
         train, dev, test, chooser = _choose_dev(train, test, splits.share, data.dev_seed)
@@ -122,7 +125,7 @@ def prepare_speech(
     for leak in leaks:
         log.warning("%s", leak)
     return Speech(
-        _train_batches(train, origin, data, loop, seed, splits.weights),
+        train_batches(train, origin, data, loop, seed, splits.weights, noise, rows_multiple),
         batched(dev),
         batched(test) if test else None,
         chooser,
@@ -169,36 +172,6 @@ def _find_leaks(
 def _utterances_of(clips: Sequence[Clip], utterances: Sequence[Utterance]) -> list[Utterance]:
     of_id = {utterance.id: utterance for utterance in utterances}
     return [of_id[clip.id] for clip in clips]
-
-
-def _train_batches(
-    clips: Sequence[Clip],
-    origin: StartingPoint,
-    data: DataSettings,
-    loop: LoopSettings,
-    seed: int,
-    weights: Mapping[str, float] | None,
-) -> Batches:
-    buckets = choose_buckets(
-        [len(clip.samples) for clip in clips],
-        data.buckets,
-        batch_size=loop.batch_size,
-        min_batches=4,
-        frame_count=origin.config.frame_count,
-    )
-    clip_weights = None if weights is None else np.array([weights[clip.id] for clip in clips])
-    an_epoch = len(clips) if clip_weights is None else clips_per_epoch(clip_weights)
-    return Batches(
-        clips,
-        loop.batch_size,
-        buckets,
-        steps=loop.steps or loop.epochs * -(-an_epoch // loop.batch_size),
-        seed=seed,
-        weights=None if clip_weights is None else clip_weights.tolist(),
-        do_normalize=origin.preprocessor.do_normalize,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
 
 
 def fingerprint(clips: Sequence[Clip]) -> str:

@@ -108,7 +108,10 @@ def _checked(config: TrainConfig) -> tuple[TrainConfig, Mesh]:
         require_tensorboard()
     config = as_begun(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    sharding.check_batch_size("train.batch_size", config.train.batch_size, mesh, config.train.accumulation)
+    if not config.train.batch_seconds:
+        sharding.check_batch_size(
+            "train.batch_size", config.train.batch_size, mesh, config.train.accumulation
+        )
     sharding.check_batch_size("train.eval_batch_size", config.train.eval_batch_size, mesh)
     log.info("%s", device_line(mesh, config.model))
     return config, mesh
@@ -117,7 +120,7 @@ def _checked(config: TrainConfig) -> tuple[TrainConfig, Mesh]:
 def _journal(config: TrainConfig, run: Parts, workdir: Path) -> Journal:
     scoring, speech = run.origin.task.scoring, run.speech
     events = Events(workdir, scoring, speech.chooser) if config.train.tensorboard else None
-    return Journal(workdir, speech.train.steps_per_epoch, scoring, speech.chooser, events)
+    return Journal(workdir, speech.train.epochs, scoring, speech.chooser, events)
 
 
 def _fit(

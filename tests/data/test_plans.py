@@ -9,8 +9,9 @@ from helpers.errors import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flax_wavlm.data.batches import FILLER, plan_epoch
 from flax_wavlm.data.buckets import choose_buckets
+from flax_wavlm.data.plans import plan_epoch
+from flax_wavlm.data.weights import FILLER
 
 
 def padded_total(lengths, buckets) -> int:
@@ -86,12 +87,12 @@ def test_plan_has_every_clip_once_untruncated_in_the_same_shape(case, seed, epoc
     assert sorted(plan.rows[plan.rows != FILLER]) == list(range(len(lengths)))
     assert ((plan.rows == FILLER).sum(axis=1) > 0).sum() <= 1  # one incomplete batch at most
     shape = np.zeros(len(lengths), int)
-    for rows, samples in zip(*plan, strict=True):
+    for rows, samples in zip(plan.rows, plan.samples, strict=True):
         assert samples in buckets
         assert samples >= lengths[rows[rows != FILLER]].max()
         shape[rows[rows != FILLER]] = samples
     other = plan_epoch(lengths, batch_size, buckets, seed=seed, epoch=epoch + 1)
-    for rows, samples in zip(*other, strict=True):
+    for rows, samples in zip(other.rows, other.samples, strict=True):
         assert (shape[rows[rows != FILLER]] == samples).all()
     again = plan_epoch(lengths, batch_size, buckets, seed=seed, epoch=epoch)
     np.testing.assert_array_equal(plan.rows, again.rows)

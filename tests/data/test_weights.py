@@ -52,7 +52,7 @@ def test_an_epoch_has_each_clip_as_often_as_its_weight_says(case):
         for weight in set(weights):
             expected = weight * (weights == weight).sum()
             assert abs(counts[weights == weight].sum() - expected) <= max(0.5, 1 - expected)
-        for rows, samples in zip(*plan, strict=True):
+        for rows, samples in zip(plan.rows, plan.samples, strict=True):
             assert all(case[row][0] <= samples for row in rows if row != FILLER)
 
 

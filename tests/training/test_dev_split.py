@@ -101,7 +101,7 @@ def test_leftover_line_of_another_step_is_taken_back(finished: TrainResult) -> N
     from flax_wavlm.recognition.ctc_task import CTC_SCORING
     from flax_wavlm.training.journal import Journal
 
-    journal = Journal(finished.workdir, 2, CTC_SCORING)
+    journal = Journal(finished.workdir, lambda step: step / 2, CTC_SCORING)
     before = (finished.workdir / "metrics.jsonl").read_text()
     journal.take_back_final(finished.best["step"])
     assert (finished.workdir / "metrics.jsonl").read_text() == before

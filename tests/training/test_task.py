@@ -148,7 +148,7 @@ def test_second_task(clips: list[Clip], tmp_path: Path) -> None:
     eval_step = make_eval_step(PITCH, CONFIG, mesh)
     eval_clips = ClipBatches(clips, 8, 1, do_normalize=True)
 
-    journal = Journal(tmp_path, batches.steps_per_epoch, PITCH.scoring, "test")
+    journal = Journal(tmp_path, batches.epochs, PITCH.scoring, "test")
     figures: list[dict[str, Any]] = []
 
     def save_and_evaluate(state: TrainState, number: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import Mesh
 
+from flax_wavlm.data.batches import Batches
 from flax_wavlm.data.clips import Clip
 from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.errors import printable
@@ -67,7 +68,7 @@ def banner(config: TrainConfig, speech: Speech, state: TrainState, attention: st
         f"kernels: {config.model.kernels}; {attention}",
         f"corpus: {config.data.corpus}, {printable(config.data.path) or 'in its usual place'}",
         *(f"{name}: {_size(clips)}" for name, clips in splits),
-        _length(config.train, len(speech.train), speech.train.steps_per_epoch),
+        _length(config.train, speech.train),
     ]
     return "\n".join(lines)
 
@@ -77,9 +78,10 @@ def _size(clips: Sequence[Clip]) -> str:
     return f"{len(clips):,} clips, {hours:.2f} hours"
 
 
-def _length(train: LoopSettings, steps: int, an_epoch: int) -> str:
+def _length(train: LoopSettings, batches: Batches) -> str:
+    size = f"up to {train.batch_seconds:g} s" if train.batch_seconds else f"{train.batch_size} clips"
     parts = f" in {train.accumulation} parts" if train.accumulation > 1 else ""
     return (
-        f"steps: {steps:,} of {train.batch_size} clips{parts}, {an_epoch:,} an epoch, "
-        f"{steps / an_epoch:.4g} epochs; an evaluation every {train.eval_every:,} steps"
+        f"steps: {len(batches):,} of {size}{parts}, {batches.steps_per_epoch:,} an epoch, "
+        f"{batches.epochs(len(batches)):.4g} epochs; an evaluation every {train.eval_every:,} steps"
     )
