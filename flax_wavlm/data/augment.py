@@ -60,7 +60,9 @@ class Augmentation:
             return np.ones(clips)
         random = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=[0, 0, 0, _OF_SPEEDS])
         chosen = np.empty(clips, np.int64)
-        chosen[np.argsort(random.random_raw(clips), kind="stable")] = np.arange(clips) % len(self.speeds)
+        chosen[np.argsort(random.random_raw(clips), kind="stable")] = (np.arange(clips) + epoch) % len(
+            self.speeds
+        )
         speeds = np.array(self.speeds)[chosen]
         if self.possible is None:
             return speeds

@@ -9,7 +9,7 @@ from helpers.errors import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flax_wavlm.data.buckets import choose_buckets
+from flax_wavlm.data.buckets import choose_buckets, choose_shapes
 from flax_wavlm.data.plans import plan_epoch
 from flax_wavlm.data.weights import FILLER
 
@@ -141,6 +141,78 @@ def test_plan_groups_by_length_but_is_random():
     steps = np.arange(125)
     assert abs(np.corrcoef(steps[:-1], plan.samples[:-1])[0, 1]) < 0.25
     assert abs(np.corrcoef(plan.samples[:-1], plan.samples[1:])[0, 1]) < 0.25
+
+
+def padding_of(lengths, shapes) -> float:
+    rows, buckets = [shape.rows for shape in shapes], [shape.samples for shape in shapes]
+    return plan_epoch(lengths, rows, buckets, seed=0, epoch=0).padding(lengths)
+
+
+def clipwise(lengths, n_buckets) -> float:
+    """The padding of every clip in the smallest bucket that holds it: no plan of so many shapes has less."""
+    return 1 - lengths.sum() / padded_total(lengths, choose_buckets(lengths, n_buckets))
+
+
+@pytest.mark.parametrize("batch_seconds", [32, 64, 96, 128])
+def test_batches_of_so_many_seconds_pad_little(batch_seconds):
+    lengths = timit_like_lengths()
+    shapes = {
+        n: choose_shapes(
+            lengths, n, batch_samples=batch_seconds * SECOND, min_batches=3, frame_count=frame_count
+        )
+        for n in (6, 16)
+    }
+    assert padding_of(lengths, shapes[6]) <= clipwise(lengths, 6) + 0.003
+    assert padding_of(lengths, shapes[16]) <= 0.03
+
+
+@given(lengths_strategy, st.integers(1, 6), st.integers(1, 4), st.integers(1, 3), st.integers(1, 5))
+def test_shapes_hold_every_clip_in_so_many_samples(lengths, n_buckets, size, rows_multiple, min_batches):
+    lengths = np.array(lengths)
+    longest = -(-lengths.max() // 320) * 320
+    limit = int(longest) * rows_multiple * size + 100
+    shapes = choose_shapes(
+        lengths, n_buckets, batch_samples=limit, rows_multiple=rows_multiple, min_batches=min_batches
+    )
+    assert len(shapes) <= n_buckets
+    assert list(shapes) == sorted(shapes)
+    assert shapes[-1].samples == longest
+    for samples, rows in shapes:
+        assert samples % 320 == 0
+        assert rows % rows_multiple == 0
+        assert 0 < samples * rows <= limit
+    plan = plan_epoch(
+        lengths, [shape.rows for shape in shapes], [shape.samples for shape in shapes], seed=0, epoch=0
+    )
+    assert sorted(plan.rows[plan.rows != FILLER]) == list(range(len(lengths)))
+    for rows, samples, size_ in zip(*plan, strict=True):
+        assert (samples, size_) in shapes
+        assert (rows[size_:] == FILLER).all()
+        assert lengths[rows[rows != FILLER]].max() <= samples
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=30), st.integers(1, 3))
+def test_shapes_come_close_to_the_best(lengths, n_buckets):
+    """Against every choice of lengths, each with as many rows as there may be, cut as `plan_epoch` cuts."""
+    lengths, limit = np.array(lengths), 130
+    sizes = sorted({-(-length // 10) * 10 for length in lengths.tolist()})
+
+    def total(shapes) -> int:
+        samples, rows = zip(*shapes, strict=True)
+        plan = plan_epoch(lengths, rows, samples, seed=0, epoch=0)
+        return int((plan.samples * plan.sizes).sum())
+
+    best = min(
+        total([(size, limit // size) for size in (*chosen, sizes[-1])])
+        for count in range(n_buckets)
+        for chosen in itertools.combinations(sizes[:-1], count)
+    )
+    assert total(choose_shapes(lengths, n_buckets, batch_samples=limit, multiple=10)) <= best + sizes[-1]
+
+
+def test_a_batch_that_cannot_hold_the_longest_clip():
+    with refused(field="train.batch_seconds", found=3.0, expected=r"4\.00 or more.* 2\.00 s.* 2 rows"):
+        choose_shapes([32_000, 100], 2, batch_samples=48_000, rows_multiple=2)
 
 
 @pytest.mark.parametrize("n", [200, 4000])
