@@ -104,6 +104,33 @@ def test_killed_at_twenty_moments(data: Path, runs: Path, measured: Say) -> None
     measured(f"{KILLS} kills ({dict(kinds)}): metrics, parameters, optimizer, export identical bit for bit")
 
 
+def test_killed_with_all_controls_on(data: Path, runs: Path, measured: Say) -> None:
+    """Augmentation, batches of so many seconds, the head first, tri-stage, and the mean at the end."""
+    flags = (
+        "--config.train.batch_seconds=7",
+        "--config.train.head_first_steps=3",
+        "--config.train.average_last=3",
+        "--config.train.eval_every=3",
+        "--config.data.augment.speeds=0.9,1,1.1",
+        "--config.data.augment.noise=white",
+        "--config.optim.schedule=tri_stage",
+        "--config.optim.hold_steps=4",
+        "--config.optim.layer_decay=0.8",
+    )
+    finish(Trainer(data, runs / "controlled", *flags))
+    workdir = runs / "controlled-killed"
+    for step in (1, 3, 6, 9, STEPS):
+        trainer = Trainer(data, workdir, *flags)
+        assert trainer.wait_for(f"step {step}/{STEPS}"), trainer.output
+        assert trainer.process.poll() is None
+        trainer.kill()
+    finish(Trainer(data, workdir, *flags))
+    assert_same_run(workdir, runs / "controlled", STEPS)
+    [mean] = [row for row in metrics(workdir) if row.get("averaged")]
+    assert (mean["step"], mean["averaged"], mean["split"]) == (STEPS, 3, "test")
+    measured("5 kills with all controls on: metrics, parameters, optimizer, export identical bit for bit")
+
+
 @pytest.mark.parametrize("signals", [1, 2], ids=["once", "twice"])
 def test_sigterm_saves_and_the_same_command_resumes(
     signals: int, data: Path, whole: Path, runs: Path

@@ -106,7 +106,8 @@ def check_fields(given: Sequence[str]) -> None:
 def resolve(config: TrainConfig | None, workdir: str, overridden: Collection[str] = ()) -> TrainConfig:
     """The recipe's configuration with the workdir of a --workdir flag, or one named after the recipe.
 
-    `overridden` are the fields that the command line sets: epochs set there replace a recipe's steps.
+    `overridden` are the fields that the command line sets: epochs set there replace a recipe's steps, and a
+    batch size replaces its `batch_seconds`.
 
     Raises:
         UserError: there is no recipe, or what it gives is no TrainConfig.
@@ -119,6 +120,8 @@ def resolve(config: TrainConfig | None, workdir: str, overridden: Collection[str
         raise UserError(f"--config: get_config() gave a {type(config).__name__}, expected a TrainConfig")
     if "train.epochs" in overridden and "train.steps" not in overridden:
         config.train.steps = 0
+    if "train.batch_size" in overridden and "train.batch_seconds" not in overridden:
+        config.train.batch_seconds = 0.0
     config.workdir = workdir or config.workdir or f"runs/{config.name or 'run'}"
     return config
 

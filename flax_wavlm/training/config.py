@@ -387,7 +387,11 @@ def _check_types(config: Any, prefix: str = "") -> None:
         name, value, wanted = f"{prefix}{part.name}", getattr(config, part.name), part.type
         allowed = get_args(wanted) if isinstance(wanted, UnionType) else (wanted,)
         classes = [get_origin(kind) or kind for kind in allowed]
-        if type(value) not in classes and not (type(value) is int and float in classes):  # a bool is no int
+        fitting = type(value) in classes or (type(value) is int and float in classes)  # a bool is no int
+        if type(value) is tuple and fitting:
+            [item, _] = get_args(wanted)
+            fitting = all(type(part) is item or (type(part) is int and item is float) for part in value)
+        if not fitting:
             spelled = wanted.__name__ if isinstance(wanted, type) else str(wanted)
             raise UserError(field=name, found=value, expected=spelled)
         if dataclasses.is_dataclass(value) and not isinstance(value, WavLMConfig):  # that checks itself

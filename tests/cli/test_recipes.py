@@ -91,6 +91,16 @@ def test_resolve() -> None:
         resolve({"name": "demo"}, "")  # type: ignore[arg-type]  # as a config file may
 
 
+def test_a_batch_size_on_the_command_line_replaces_the_recipes_seconds() -> None:
+    for overridden, seconds in (
+        ({"train.batch_size"}, 0.0),
+        ({"train.batch_size", "train.batch_seconds"}, 64.0),
+        (set(), 64.0),
+    ):
+        config = TrainConfig(train=LoopSettings(batch_size=8, batch_seconds=64.0))
+        assert resolve(config, "", overridden).train.batch_seconds == seconds
+
+
 def test_epochs_on_the_command_line_replace_the_recipes_steps() -> None:
     for overridden, steps in (({"train.epochs"}, 0), ({"train.steps", "train.epochs"}, 7), (set(), 7)):
         config = TrainConfig(train=LoopSettings(steps=7, epochs=3))

@@ -147,7 +147,7 @@ def final_state(workdir: Path, step: int) -> dict[str, int]:
 def assert_same_run(ours: Path, expected: Path, step: int) -> None:
     """Bit for bit: metrics, parameters and optimizer, predictions, exported weights."""
     assert metrics(ours) == metrics(expected)
-    keys = [(row["step"], row["split"]) for row in metrics(ours)]
+    keys = [(row["step"], row["split"], row.get("averaged")) for row in metrics(ours)]
     assert len(keys) == len(set(keys))
     assert final_state(ours, step) == final_state(expected, step)
     for file in ("export/model.safetensors", f"predictions/{step}.jsonl"):

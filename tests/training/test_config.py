@@ -51,6 +51,16 @@ def test_good_configurations() -> None:
     config.check()
 
 
+@pytest.mark.parametrize(("field", "value"), [("speeds", (0.9, 1.1)), ("noise", "white")])
+def test_features_of_clips_that_change_are_not_kept(field: str, value: Any) -> None:
+    config = good()
+    config.data.cache_features = True
+    config.check()
+    setattr(config.data.augment, field, value)
+    with pytest.raises(UserError, match=r"where data\.augment changes the clips"):
+        config.check()
+
+
 BAD: list[tuple[str, Any, str]] = [
     # field | value | what was expected
     ("data.corpus", "timmit", "did you mean 'timit'?"),
@@ -97,6 +107,17 @@ BAD: list[tuple[str, Any, str]] = [
     ("model.overrides.layerdrop", "0.1", "float"),
     ("model.overrides.mask_time_length", 2.5, "int"),
     ("data.held_out_speakers", "dr1-mcpm0", "tuple[str, ...]"),
+    ("data.held_out_speakers", (1,), "tuple[str, ...]"),
+    ("data.weights", ("a",), "tuple[float, ...]"),
+    ("data.augment.speeds", (1.0, None), "tuple[float, ...]"),
+    ("data.augment.speeds", [0.9, 1.0], "tuple[float, ...]"),
+    ("data.augment.speeds", (0.4, 1), "numbers from 0.5 to 2"),
+    ("data.augment.speeds", (float("nan"),), "numbers from 0.5 to 2"),
+    ("data.augment.speeds", (1.0, 1), "none of them twice"),
+    ("data.augment.noise_share", 0.0, "above 0 and at most 1"),
+    ("data.augment.snr_min", 31.0, "at most data.augment.snr_max, which is 30"),
+    ("data.augment.snr_max", 101.0, "-100 to 100 dB"),
+    ("train.batch_seconds", -1.0, "above 0, or 0 for train.batch_size clips"),
     ("optim", None, "OptimSettings"),
     ("model.config", "large", "WavLMConfig"),
 ]
@@ -109,7 +130,8 @@ def test_bad_value(name: str, value: Any, expected: str) -> None:
     with pytest.raises(UserError) as raised:
         config.check()
     message = str(raised.value)
-    assert message.removeprefix("--config.").startswith(f"{name} is {value!r}, expected ")
+    shown = str(value).strip("([,])") if isinstance(value, (tuple, list)) else repr(value)
+    assert message.removeprefix("--config.").startswith(f"{name} is {shown}, expected ")
     assert expected in message
     assert "\n" not in message
 

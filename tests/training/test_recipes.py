@@ -1,4 +1,4 @@
-"""The recipes for TIMIT in configs/, run in miniature."""
+"""The recipes in configs/ for TIMIT and LibriSpeech, run in miniature."""
 
 import json
 import math
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import transformers
 from helpers.fake_timit import LAYOUTS, build_fake_timit
 from helpers.small_run import encoder_checkpoint, lines, recipe
@@ -152,6 +153,56 @@ def test_timit_recipe_is_the_seeds() -> None:
         beta2=0.999,
         eps=1e-8,
     )
+
+
+def write_fake_librispeech(root: Path, splits: tuple[str, ...], clips: int = 8) -> Path:
+    """Noise of 0.5 to 1.2 s as two chapters of a speaker for each split."""
+    random = np.random.default_rng(0)
+    for speaker, split in enumerate(splits, 100):
+        for chapter in (1, 2):
+            folder = root / split / str(speaker) / str(chapter)
+            folder.mkdir(parents=True)
+            ids = [f"{speaker}-{chapter}-{i:04d}" for i in range(clips)]
+            for id in ids:
+                samples = random.normal(0, 1000, random.integers(8000, 19_200)).astype(np.int16)
+                soundfile.write(folder / f"{id}.flac", samples, 16_000)
+            texts = [f"{id} {random.choice(['AND', 'BUT'])} IT IS\n" for id in ids]
+            (folder / f"{speaker}-{chapter}.trans.txt").write_text("".join(texts))
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["librispeech_100h", "librispeech_100h_speechbrain"])
+def test_librispeech_recipes(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """With a small random checkpoint, for a few steps."""
+    config = recipe(name)
+    splits = config.data.splits
+    config.data.path = str(
+        write_fake_librispeech(tmp_path / "LibriSpeech", (splits.train, splits.dev, splits.test))
+    )
+    config.model.checkpoint = str(encoder_checkpoint(tmp_path / "model"))
+    config.workdir, config.train.log_every, config.train.eval_every = str(tmp_path / "run"), 1, 2
+    config.train.steps, config.optim.warmup_steps, config.optim.hold_steps = 4, 1, 0
+    config.data.buckets = 2  # each compiles
+    with caplog.at_level("INFO", "flax_wavlm"):
+        result = train(config)
+    assert [row["step"] for row in lines(result.workdir, "dev")] == [2, 4]
+    assert result.test is not None
+    assert result.test["clips"] == 16
+    assert json.loads((result.export / "vocab.json").read_text()).keys() >= set("ANDBUTIS|")
+    assert ("batches of up to 1600 s: " in caplog.text) == bool(config.train.batch_seconds)
+
+
+def test_librispeech_recipe_is_fairseqs() -> None:
+    """base_100h.yaml: max_update, phase_ratio, max_tokens times update_freq times GPUs, masks."""
+    config = recipe("librispeech_100h")
+    config.workdir = "runs/librispeech_100h"
+    config.check()
+    assert config.train.batch_seconds == 3_200_000 * 4 * 2 / 16_000
+    optim = config.optim
+    assert [optim.warmup_steps, optim.hold_steps] == [0.1 * 80_000, 0.4 * 80_000]
+    assert (config.train.steps, optim.schedule, optim.final_share) == (80_000, "tri_stage", 0.05)
+    assert config.model.freeze_feature_encoder
 
 
 def test_timit_without_timit_says_where_it_comes_from(tmp_path: Path, monkeypatch) -> None:
