@@ -3,6 +3,7 @@
 CPU = (
     "startup.py",
     "input_pipeline.py",
+    "batch_shapes.py",
     "parity.py",
     "train_step.py --size demo --steps 10",
     "train_step.py --size demo --steps 10 --recipe",

@@ -126,6 +126,7 @@ def test_model_and_step_need_no_package_for_data():
         "profile_step",
         "inference",
         "input_pipeline",
+        "batch_shapes",
         "startup",
         "scaling",
         "languages --languages de",
