@@ -6,7 +6,6 @@ import functools
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import optax
@@ -17,9 +16,9 @@ from flax_wavlm.models.heads import structure
 from flax_wavlm.models.parameters import Params
 from flax_wavlm.models.wavlm import attention_spec
 from flax_wavlm.ops.attention.choice import describe
-from flax_wavlm.recognition.ctc_task import ctc_scoring
 from flax_wavlm.recognition.evaluate import Evaluation, evaluate, make_eval_step
 from flax_wavlm.recognition.forward import ClipBatches
+from flax_wavlm.recognition.task import Scoring
 from flax_wavlm.training.config import OptimSettings, TrainConfig
 from flax_wavlm.training.optimizer import (
     adamw,
@@ -71,12 +70,12 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Parts:
         overrides=config.model_overrides(),
         tokenizer=config.data.tokenizer,
         reduction=config.train.ctc_loss_reduction,
+        corpus=config.data.corpus,
     )
     speech = prepare_speech(
         splits, origin, config.data, config.train, cache=config.cache_folder(), seed=config.seed
     )
-    best_by = _chosen_by(config.train.best_by, speech)
-    origin = origin.judged_by(replace(ctc_scoring(config.data.corpus), best_by=best_by))
+    origin = origin.judged_by(_best_by(config.train.best_by, origin.task.scoring, speech))
     batches, task = speech.train, origin.task
     frame_counts = {int(origin.config.frame_count(samples)) for samples in batches.buckets}
     attention = describe(attention_spec(origin.config), frame_counts)
@@ -127,10 +126,15 @@ def make_programs(config: TrainConfig, origin: StartingPoint, mesh: Mesh, steps:
     )
 
 
-def _chosen_by(best_by: str, speech: Speech) -> str:
-    """The score that chooses: `train.best_by`, where "auto" looks at the texts of train."""
+def _best_by(best_by: str, scoring: Scoring, speech: Speech) -> str:
+    """The score that chooses: `train.best_by`, or for "auto" the task's own.
+
+    A WER gives way to the CER where most texts of train are a single word.
+    """
     if best_by != "auto":
         return best_by
+    if scoring.best_by != "wer":
+        return scoring.best_by
     single = sum(len(clip.text.split()) == 1 for clip in speech.train.clips)
     if 2 * single <= len(speech.train.clips):
         return "wer"

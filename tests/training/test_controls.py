@@ -14,7 +14,7 @@ import transformers
 from flax import traverse_util
 
 from flax_wavlm.errors import UserError
-from flax_wavlm.recognition.ctc_task import CTC_SCORING
+from flax_wavlm.recognition.ctc_task import ctc_scoring
 from flax_wavlm.training.config import OptimSettings, TrainConfig
 from flax_wavlm.training.journal import Journal
 from flax_wavlm.training.optimizer import adamw
@@ -259,7 +259,7 @@ def test_early_stopping_is_the_loop_written_by_hand(
     scores = [(float(wer), float(loss)) for wer, loss in rng.integers(1, 4, (20, 2))]
     expected = 2 * (by_hand(scores, patience) if patience else 20)
     for resumed in (0, min(5, expected), expected):
-        journal = Journal(tmp_path, 10, CTC_SCORING, "dev")
+        journal = Journal(tmp_path, 10, ctc_scoring(), "dev")
         journal.go_back_to(resumed)
         made = resumed
         for step in steps_to_make(resumed, 40, journal, patience):

@@ -98,10 +98,10 @@ def test_both_figures_are_in_the_card(finished: TrainResult) -> None:
 @pytest.mark.slow
 def test_leftover_line_of_another_step_is_taken_back(finished: TrainResult) -> None:
     """As after damage to the newest checkpoints, when the run was made again from an older one."""
-    from flax_wavlm.recognition.ctc_task import CTC_SCORING
+    from flax_wavlm.recognition.ctc_task import ctc_scoring
     from flax_wavlm.training.journal import Journal
 
-    journal = Journal(finished.workdir, 2, CTC_SCORING)
+    journal = Journal(finished.workdir, 2, ctc_scoring())
     before = (finished.workdir / "metrics.jsonl").read_text()
     journal.take_back_final(finished.best["step"])
     assert (finished.workdir / "metrics.jsonl").read_text() == before

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from helpers.errors import refused
 
-from flax_wavlm.recognition.ctc_task import CTC_SCORING
+from flax_wavlm.recognition.ctc_task import ctc_scoring
 from flax_wavlm.recognition.evaluate import Prediction, write_predictions
 from flax_wavlm.training.config import TrainConfig
 from flax_wavlm.training.journal import Journal
@@ -36,7 +36,7 @@ def read_events(workdir: Path) -> list[tuple[str, int, Any]]:
 
 
 def journal(workdir: Path) -> Journal:
-    return Journal(workdir, 10, CTC_SCORING, events=Events(workdir, CTC_SCORING, "dev"))
+    return Journal(workdir, 10, ctc_scoring(), events=Events(workdir, ctc_scoring(), "dev"))
 
 
 def write_steps(workdir: Path, written: Journal, *steps: int) -> None:
@@ -90,7 +90,7 @@ def test_a_run_may_get_its_events_later(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     config.train.tensorboard = True
     check_same_run(tmp_path, config)
-    write_steps(tmp_path, Journal(tmp_path, 10, CTC_SCORING), 2)
+    write_steps(tmp_path, Journal(tmp_path, 10, ctc_scoring()), 2)
     assert not (tmp_path / "tensorboard").exists()
     journal(tmp_path)
     assert len(read_events(tmp_path)) == 7
@@ -98,7 +98,7 @@ def test_a_run_may_get_its_events_later(tmp_path: Path) -> None:
 
 
 def test_damaged_predictions_are_named(tmp_path: Path) -> None:
-    write_steps(tmp_path, Journal(tmp_path, 10, CTC_SCORING), 2)
+    write_steps(tmp_path, Journal(tmp_path, 10, ctc_scoring()), 2)
     (tmp_path / "predictions/2.jsonl").write_text('{"id": "a"}\n')
     with refused("holds no predictions", where=str(tmp_path / "predictions/2.jsonl"), do="restore or remove"):
         journal(tmp_path)
