@@ -71,6 +71,7 @@ class _Line(tqdm):
     def clear(self, nolock: bool = False) -> None:
         if self.begun:
             super().clear(nolock)
+            self.fp.write(" " * (self.ncols or 0) + "\r")  # the terminal's ^C stands behind the bar
 
 
 class Bar:
