@@ -27,7 +27,7 @@ from flax_wavlm.training.stopping import steps_to_make
 
 def rates(optim: OptimSettings, total: int) -> np.ndarray:
     """The rate of every update of a run, and of a few after its end."""
-    return np.asarray(jax.vmap(make_schedule(optim, total))(np.arange(total + 3)))
+    return np.asarray(jax.jit(jax.vmap(make_schedule(optim, total)))(np.arange(total + 3)))
 
 
 def tri_stage(
@@ -45,9 +45,7 @@ def tri_stage(
     return peak * math.exp(-factor * step) if step <= decay else peak * last
 
 
-@pytest.mark.parametrize(
-    ("total", "warmup", "hold"), [(100, 10, 40), (20, 0, 5), (20, 5, 0), (7, 3, 3), (9, 0, 0)]
-)
+@pytest.mark.parametrize(("total", "warmup", "hold"), [(20, 5, 8), (7, 3, 3), (9, 0, 0)])
 def test_tri_stage_is_fairseqs(total: int, warmup: int, hold: int) -> None:
     optim = OptimSettings(3e-5, "tri_stage", warmup, hold, initial_share=0.02, final_share=0.05)
     expected = [
@@ -59,7 +57,7 @@ def test_tri_stage_is_fairseqs(total: int, warmup: int, hold: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["cosine", "constant", "linear"])
-@pytest.mark.parametrize(("total", "warmup"), [(100, 10), (20, 0), (20, 19)])
+@pytest.mark.parametrize(("total", "warmup"), [(20, 0), (20, 19)])
 def test_other_schedules_are_transformers(name: str, total: int, warmup: int) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     kind = "constant_with_warmup" if name == "constant" else name
