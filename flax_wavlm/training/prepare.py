@@ -27,7 +27,7 @@ from flax_wavlm.training.optimizer import (
     linear_schedule,
     tri_stage_schedule,
 )
-from flax_wavlm.training.rates import rate_multipliers
+from flax_wavlm.training.rates import rate_multipliers, rates_by_group
 from flax_wavlm.training.speech import Speech, prepare_speech
 from flax_wavlm.training.splits import load_splits
 from flax_wavlm.training.start import StartingPoint, new_state, open_starting_point, state_template
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 class Programs(NamedTuple):
     """What computes a run."""
 
-    schedule: optax.Schedule
+    rates: Callable[[int], dict[str, float]]  # of an update, by the number of those before it
     template: TrainState  # shapes, types and shardings
     train_step: StepPrograms
     new_state: Callable[[], TrainState]  # the state before the first step
@@ -117,9 +117,20 @@ def make_programs(config: TrainConfig, origin: StartingPoint, mesh: Mesh, steps:
         seed=config.seed,
         accumulation=config.train.accumulation,
     )
+
+    def rates(updates: int) -> dict[str, float]:
+        return rates_by_group(
+            float(schedule(updates)),
+            updates,
+            head=_head_multiplier(config.optim),
+            layer_decay=config.optim.layer_decay,
+            layers=origin.config.num_hidden_layers,
+            head_first_steps=config.train.head_first_steps,
+        )
+
     encode = jit_encode(origin.config, mesh, accumulation=config.train.accumulation) if freeze else None
     return Programs(
-        schedule=schedule,
+        rates=rates,
         template=template,
         train_step=jit_train_step(train_step, mesh, template, encode),
         new_state=lambda: new_state(origin, optimizer, template, seed=config.seed, freeze=freeze),
@@ -176,11 +187,15 @@ def make_schedule(optim: OptimSettings, steps: int) -> optax.Schedule:
     )
 
 
+def _head_multiplier(optim: OptimSettings) -> float:
+    return (optim.head_learning_rate or optim.learning_rate) / optim.learning_rate
+
+
 def make_optimizer(
     optim: OptimSettings, schedule: optax.Schedule, *, head_first_steps: int = 0, norm_last: bool
 ) -> optax.GradientTransformation:
     """AdamW as the settings say. `norm_last`: the encoder's norm comes after its layers."""
-    head = (optim.head_learning_rate or optim.learning_rate) / optim.learning_rate
+    head = _head_multiplier(optim)
     multipliers = None
     if (head, optim.layer_decay) != (1.0, 1.0):
         multipliers = functools.partial(

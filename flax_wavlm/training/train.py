@@ -210,7 +210,7 @@ def _keep_features(config: TrainConfig, run: Parts, state: TrainState) -> None:
 def _log(run: Parts, state: TrainState, step: int, monitor: StepMonitor, journal: Journal) -> TrainState:
     """Writes a train line; returns the state with its totals at zero."""
     line = monitor.read(state)
-    line["learning_rate"] = float(run.programs.schedule(step - 1 - line["skipped"]))
+    line |= run.programs.rates(step - 1 - line["skipped"])
     journal.write(step, "train", line)
     log.info("%s", monitor.describe(line), extra=ON_THE_BAR)
     return state._replace(totals=jax.device_put(zero_totals(), sharding.replicated(run.mesh)))

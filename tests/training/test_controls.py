@@ -19,7 +19,7 @@ from flax_wavlm.training.config import OptimSettings, TrainConfig
 from flax_wavlm.training.journal import Journal
 from flax_wavlm.training.optimizer import adamw
 from flax_wavlm.training.prepare import make_optimizer, make_schedule
-from flax_wavlm.training.rates import rate_multipliers
+from flax_wavlm.training.rates import rate_multipliers, rates_by_group
 from flax_wavlm.training.stopping import steps_to_make
 
 # --- Schedules ----------------------------------------------------------------------------------------------
@@ -125,6 +125,16 @@ def test_multipliers(norm_last: bool) -> None:
             assert multiplier.shape == (3, *[1] * (len(SHAPES[path]) - 1))
         else:
             assert multiplier == DECAY ** (LAYERS - layer_of(path, norm_last))
+
+
+def test_rates_that_are_shown() -> None:
+    controls = {"head": HEAD, "layer_decay": DECAY, "layers": LAYERS, "head_first_steps": 2}
+    assert [list(rates_by_group(0.5, updates, **controls).values()) for updates in (1, 2)] == [
+        [0.5, 0.5 * HEAD, 0.0, 0.0],
+        [0.5, 0.5 * HEAD, 0.5, 0.5 * DECAY**LAYERS],
+    ]
+    controls |= {"head": 1.0, "layer_decay": 1.0, "head_first_steps": 0}
+    assert rates_by_group(0.5, 1, **controls) == {"learning_rate": 0.5}
 
 
 def random_tree(rng: np.random.Generator) -> dict[str, Any]:
