@@ -120,7 +120,7 @@ class StepMonitor:
         }
         if line["loss"] is not None:
             self.bar.note(loss=f"loss {line['loss']:.3f}")
-        self.bar.note(speed=f"{seconds / elapsed:.0f} audio s/s")
+        self.bar.note(speed=f"{_speed(seconds / elapsed)} audio s/s")
         return line
 
     def describe(self, line: Mapping[str, Any]) -> str:
@@ -131,7 +131,7 @@ class StepMonitor:
             figures += [f"loss {line['loss']:.4f}", f"gradient {line['grad_norm']:.2f}"]
         figures += [
             f"rate {line['learning_rate']:.2e}",
-            f"{line['audio_seconds_per_second']:.0f} audio seconds a second",
+            f"{_speed(line['audio_seconds_per_second'])} audio seconds a second",
         ]
         if line["skipped"]:
             figures.append(f"{line['skipped']} steps skipped")
@@ -155,3 +155,7 @@ class StepMonitor:
                     f"train.skip_nonfinite={self.skipped}"
                 ),
             )
+
+
+def _speed(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
