@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 from flax_wavlm.errors import UserError
-from flax_wavlm.recognition.ctc_task import CTC_SCORING
 from flax_wavlm.training.config import read_saved
+from flax_wavlm.training.export import scoring_of
 from flax_wavlm.training.report.curves import curves
 from flax_wavlm.training.report.metrics import evaluations, read_metrics
 
@@ -33,11 +33,12 @@ def main(workdir: Path, output: Path) -> None:
             where=workdir,
             do="start the demo's command again; it goes on",
         )
+    scoring = scoring_of(workdir)
     with tempfile.TemporaryDirectory() as folder:  # `curves` makes a PNG too, which is not kept
         drawn = Path(folder) / output.name
-        curves(rows, drawn, CTC_SCORING)
+        curves(rows, drawn, scoring)
         shutil.copyfile(drawn, output)
-    print(f"{output}: {json.dumps(CTC_SCORING.best(rows))}")
+    print(f"{output}: {json.dumps(scoring.best(rows))}")
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ a training), the outer one is back at its end. Whatever else writes to the termi
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import stat
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
@@ -26,6 +27,8 @@ INTERVAL = 0.2  # seconds between drawings
 MARGIN = 3  # columns: else the terminal's own ^C would break the line
 ON_THE_BAR = {"on_the_bar": True}  # extra of a log record that a visible bar makes superfluous
 LAYOUT = "{desc} {n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}"
+WITHOUT_BAR = "{desc} {n_fmt}/{total_fmt}, {remaining} left{postfix}"
+LEAST_BAR = 4  # columns
 
 _lock = threading.RLock()
 _stream: TextIO | None = None  # where bars are drawn
@@ -33,11 +36,12 @@ _open: list[_Line] = []  # the innermost last: it alone is visible
 
 
 class _Line(tqdm):
-    """tqdm's bar. It keeps its delay also where it is drawn anew, and can leave time out of its rate."""
+    """tqdm's bar. It keeps its delay also where it is drawn anew, and whole notes in a narrow terminal."""
 
     monitor_interval = 0  # no thread that draws: every `update` looks at the clock
     _lock = _lock  # tqdm's own is one of several processes
-    left_out = 0.0  # seconds
+    notes: Sequence[str] = ()
+    rate: float | None = None  # a second; None: the mean since the beginning
     __eq__, __hash__ = object.__eq__, object.__hash__  # to tqdm, bars of one position are equal
 
     @property
@@ -48,8 +52,18 @@ class _Line(tqdm):
     @property
     def format_dict(self) -> dict[str, Any]:
         found = super().format_dict
-        width = found["ncols"] and max(found["ncols"] - MARGIN, 1)
-        return found | {"elapsed": found["elapsed"] - self.left_out, "ncols": width}
+        found |= {"rate": self.rate, "ncols": found["ncols"] and max(found["ncols"] - MARGIN, 1)}
+        return found | self._fitted(found)
+
+    def _fitted(self, found: dict[str, Any]) -> dict[str, Any]:
+        """As many notes as fit whole, the first ones, and the bar between if there is room for it too."""
+        width = found["ncols"] or math.inf
+        for count in range(len(self.notes), -1, -1):
+            fitted = {"postfix": ", ".join(self.notes[:count])}
+            needed = len(self.format_meter(**found | fitted | {"bar_format": WITHOUT_BAR, "ncols": None}))
+            if needed <= width:
+                break
+        return fitted | {"bar_format": LAYOUT if needed + LEAST_BAR <= width else WITHOUT_BAR}
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         return self.begun and bool(super().display(msg, pos))
@@ -57,6 +71,7 @@ class _Line(tqdm):
     def clear(self, nolock: bool = False) -> None:
         if self.begun:
             super().clear(nolock)
+            self.fp.write(" " * (self.ncols or 0) + "\r")  # the terminal's ^C stands behind the bar
 
 
 class Bar:
@@ -80,18 +95,20 @@ class Bar:
         """Tells that `done` were done before, and that the others begin now."""
         if self._line is not None:
             self._line.initial = self._line.n = self._line.last_print_n = done
-            self._line.left_out = self._line._time() - self._line.start_t
 
-    def leave_out(self, seconds: float) -> None:
-        """Takes these seconds out of the rate: they will not come again."""
+    def go_at(self, rate: float) -> None:
+        """Takes the time that is left from this rate, a second, in place of the mean; 0: it is not known."""
         if self._line is not None:
-            self._line.left_out += seconds
+            self._line.rate = rate
 
     def note(self, **notes: str) -> None:
-        """Texts behind the bar, each in the place of the earlier one of its name; "" keeps a place free."""
+        """Texts behind the bar, each in the place of the earlier one of its name; "" keeps a place free.
+
+        A narrow terminal leaves out those that do not fit, the last ones first.
+        """
         if self._line is not None:
             self._notes |= notes
-            self._line.postfix = ", ".join(printable(text) for text in self._notes.values() if text)
+            self._line.notes = [printable(text) for text in self._notes.values() if text]
 
 
 @contextlib.contextmanager
@@ -185,6 +202,11 @@ def aside() -> Iterator[None]:
         finally:
             if _open:
                 _open[-1].refresh()
+
+
+def time_left(seconds: float) -> str:
+    """The text that bars show of it, for a line of the log: "1:02:03 left"."""
+    return f"{tqdm.format_interval(seconds)} left"
 
 
 def _in_first_process() -> bool:

@@ -78,6 +78,27 @@ def test_lines_stand_above_the_bar_and_nothing_is_left(terminal: Terminal) -> No
     assert terminal.screen == ["a line", ""]
 
 
+@pytest.mark.parametrize(
+    ("columns", "drawn"),
+    [
+        (60, "step 4/9 |#####3      | 00:10 left, loss 1.25, epoch 0.44"),
+        (50, "step 4/9 |8 | 00:10 left, loss 1.25, epoch 0.44"),
+        (49, "step 4/9, 00:10 left, loss 1.25, epoch 0.44"),
+        (45, "step 4/9 |####     | 00:10 left, loss 1.25"),
+        (20, "step 4/9, 00:10 l"),
+    ],
+)
+def test_a_narrow_terminal_leaves_out_whole_notes(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, columns: int, drawn: str
+) -> None:
+    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda stream: (columns, 25))
+    with progress.bar("step", 9) as shown:
+        shown.go_at(0.5)
+        shown.note(loss="loss 1.25", epoch="epoch 0.44")
+        shown.advance(4)
+        assert terminal.screen[-1] == drawn
+
+
 def test_one_bar_at_a_time(terminal: Terminal) -> None:
     with progress.bar("step", 9) as outer:
         outer.advance()

@@ -14,7 +14,7 @@ from flax_wavlm.recognition.decoding import best_path, collapse, path_of_clip
 from flax_wavlm.recognition.metrics import error_rates, wer_hf_padded
 from flax_wavlm.recognition.task import Scoring, Task
 
-CTC_SCORING = Scoring(
+_WORDS_AND_CHARACTERS = Scoring(
     titles={"wer": "WER", "cer": "CER"},
     line="loss {loss:.4f}  WER {wer:.4f}  CER {cer:.4f}  {clips} clips",
     best_by="wer",
@@ -25,32 +25,33 @@ CTC_SCORING = Scoring(
   each clip's own frames, no language model.""",
 )
 # TIMIT has published cards whose WER was computed on padded batches: beside them, that figure says something.
-TIMIT_SCORING = replace(
-    CTC_SCORING,
-    titles={**CTC_SCORING.titles, "wer_hf_padded": "WER, HF-padded"},
+_WITH_HF_PADDED = replace(
+    _WORDS_AND_CHARACTERS,
+    titles={**_WORDS_AND_CHARACTERS.titles, "wer_hf_padded": "WER, HF-padded"},
     line=(
         "loss {loss:.4f}  WER {wer:.4f}  CER {cer:.4f}  (WER as the padded Trainer: {wer_hf_padded:.4f})  "
         "{clips} clips"
     ),
     notes=f"""\
-{CTC_SCORING.notes}
+{_WORDS_AND_CHARACTERS.notes}
 - `WER, HF-padded`: what the Trainer of `transformers` would have printed for the same model. Its padding
   decodes to one spurious letter at the end of most clips where id 0 of the vocabulary is a letter. Only
   for comparison with cards made that way.""",
 )
 
 
-def ctc_scoring(corpus: str) -> Scoring:
+def ctc_scoring(corpus: str = "") -> Scoring:
     """How the scores are shown on a corpus, `data.corpus`: `wer_hf_padded` is shown on TIMIT alone."""
-    return TIMIT_SCORING if set(corpus.split(",")) <= {"timit", "timit_sample"} else CTC_SCORING
+    return _WITH_HF_PADDED if set(corpus.split(",")) <= {"timit", "timit_sample"} else _WORDS_AND_CHARACTERS
 
 
-def character_ctc(tokenizer: CTCTokenizer, *, reduction: str = "mean") -> Task:
+def character_ctc(tokenizer: CTCTokenizer, *, reduction: str = "mean", corpus: str = "") -> Task:
     """The task of writing down what a clip says, in the tokenizer's characters, by its text rule.
 
     Args:
         tokenizer: gives labels, the head's width and the blank.
         reduction: of the loss, "mean" or "sum", see `loss_of_ctc`.
+        corpus: decides which scores are shown, see `ctc_scoring`.
     """
 
     def decode(path: np.ndarray) -> str:
@@ -79,5 +80,5 @@ def character_ctc(tokenizer: CTCTokenizer, *, reduction: str = "mean") -> Task:
         predict=best_path,
         decode=decode,
         score=score,
-        scoring=CTC_SCORING,
+        scoring=ctc_scoring(corpus),
     )

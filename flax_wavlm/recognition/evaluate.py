@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ from flax_wavlm.recognition.forward import ClipBatches, forward_pass, jit_over_b
 from flax_wavlm.recognition.task import Batch, Scoring, Task
 
 Array = jax.Array
+
+NEARLY_ALL = 0.95  # share of a set's outputs from which on a model is said to say nothing else
 
 
 class Prediction(NamedTuple):
@@ -92,23 +95,35 @@ def evaluate(task: Task, eval_step: EvalStep, params: Params, batches: ClipBatch
 
 
 def collapse(predictions: Sequence[Prediction]) -> str:
-    """A sentence about a model that says nothing, or the same for every clip; "" where it says more.
+    """A sentence about a model that says nothing, or the same for nearly every clip; "" where it says more.
 
-    A single clip, or references that are all the same, show nothing of the kind.
+    Nothing of the kind is shown by references that nearly all are so themselves, nor by a single clip's text.
     """
-    said = {prediction.hypothesis for prediction in predictions}
-    if said == {""}:
-        what = "every output is blank: the model says nothing"
-    elif len(characters := set("".join(said)) - {" "}) == 1:
-        what = f"every output is blank or {characters.pop()!r}: the model says nothing else"
-    elif len(said) == 1 and len({prediction.reference for prediction in predictions}) > 1:
-        what = f"the model says the same for every clip: {shown(said.pop())}"
-    else:
-        return ""
-    return (
-        f"{what}. CTC models begin so. If the loss does not fall any more either, try a lower "
-        "optim.learning_rate with more optim.warmup_steps, and see that the texts belong to their audio"
-    )
+    hypotheses = [prediction.hypothesis for prediction in predictions]
+    references = [prediction.reference for prediction in predictions]
+    letter = _most_common(character for text in hypotheses for character in set(text) - {" "})
+    alike: dict[str, Callable[[str], bool]] = {
+        "blank": lambda said: said == "",
+        f"blank or {letter!r}": lambda said: set(said) <= {letter, " "},
+    }
+    if len(set(references)) > 1:
+        text = _most_common(hypotheses)
+        alike[shown(text)] = lambda said: said == text
+    total = len(predictions)
+    for what, is_so in alike.items():
+        outputs = sum(map(is_so, hypotheses))
+        if outputs >= NEARLY_ALL * total > sum(map(is_so, references)):
+            which = "every output is" if outputs == total else f"{outputs} of {total} outputs are"
+            return (
+                f"{which} {what}. CTC models begin so. If the loss does not fall any more either, try a "
+                "lower optim.learning_rate with more optim.warmup_steps, and see that the texts belong to "
+                "their audio"
+            )
+    return ""
+
+
+def _most_common(texts: Iterable[str]) -> str:
+    return next((text for text, _ in Counter(texts).most_common(1)), "")
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -86,6 +86,10 @@ class Scoring:
     ties: tuple[str, ...] = ("loss",)
     on_hub: tuple[str, ...] = ()
     notes: str = ""
+
+    def chosen_by(self, best_by: str) -> Scoring:
+        """The same, with another score (or "loss") that chooses: the lowest, unless it is the task's own."""
+        return replace(self, best_by=best_by, highest=self.highest and best_by == self.best_by)
 
     def ranks(self, rows: Iterable[Row]) -> dict[int, Rank]:
         """Step to rank, of every checkpoint's evaluation that chooses; the lowest rank is the best.

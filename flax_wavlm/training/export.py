@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,4 +118,4 @@ def scoring_of(workdir: Path) -> Scoring:
     scoring = ctc_scoring(str(read_saved(workdir / "config.json")["data"]["corpus"]))
     rows = choosing(read_metrics(workdir / "metrics.jsonl"))
     best_by = next((row["best_by"] for row in rows if "best_by" in row), scoring.best_by)
-    return replace(scoring, best_by=best_by)
+    return scoring.chosen_by(best_by)

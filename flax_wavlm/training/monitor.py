@@ -13,7 +13,7 @@ import jax
 from flax_wavlm.data.batches import Batches
 from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.errors import UserError, some
-from flax_wavlm.progress import Bar
+from flax_wavlm.progress import Bar, time_left
 from flax_wavlm.training.journal import Journal
 from flax_wavlm.training.state import TrainState, skipped_steps
 
@@ -32,14 +32,18 @@ class StepMonitor:
         batches: knows the clips of each step.
         skips_allowed: `train.skip_nonfinite`.
         state: the state before the first step of this process.
-        bar: shows the steps; it is told what is read for a log line, so that no step waits for it.
+        bar: shows the steps; its loss and speed are those of the last log line, so that no step waits for it.
     """
 
     def __init__(self, journal: Journal, batches: Batches, skips_allowed: int, state: TrainState, bar: Bar):
         self.journal, self.batches, self.skips_allowed, self.bar = journal, batches, skips_allowed, bar
         self.step = int(state.step)
         bar.begin_at(self.step)
-        bar.note(epoch="", loss="", score="", speed="")  # in this order: a narrow terminal cuts the last
+        bar.note(loss="", score="", epoch="", speed="")  # in this order
+        bar.go_at(0)
+        self.before = self.step  # steps made by earlier processes
+        self.began = time.perf_counter()  # later by what will not come again
+        self.rate = 0.0  # steps a second, evaluations included; 0: not known yet
         self.skipped = int(state.skipped["count"])
         self.samples_before = float(state.totals["samples"])  # of a process that was stopped
         self.clock = time.perf_counter()
@@ -48,31 +52,47 @@ class StepMonitor:
 
     def wait_for(self, batches: Iterator[T], state: TrainState) -> T:
         """The next batch. If the devices have nothing to do meanwhile, the time is counted."""
+        if (self.step - self.before).bit_count() == 1:  # after 1, 2, 4, 8 ... steps
+            self._measure(state)
         asked = time.perf_counter()
         batch = next(batches)
         if state.step.is_ready():  # type: ignore[attr-defined]  # jax.Array does not declare it
             self.waited += time.perf_counter() - asked
         return batch
 
+    def _measure(self, state: TrainState) -> None:
+        """Takes the rate so far. Waits for the last step: the host is ahead of the devices."""
+        jax.block_until_ready(state.step)
+        self.rate = (self.step - self.before) / (time.perf_counter() - self.began)
+        self.bar.go_at(self.rate)
+
     @contextlib.contextmanager
-    def step_of_shape(self, samples: int) -> Iterator[None]:
-        """Around a step on clips padded to `samples`: the first step of a length compiles, and says so."""
+    def step_of_shape(self, samples: int, state: TrainState) -> Iterator[None]:
+        """Around a step on clips padded to `samples`: the first step of a length compiles, and says so.
+
+        `state` is that before the step.
+        """
         if samples in self.compiled:
             yield
             self._advance()
             return
+        jax.block_until_ready(state.step)  # or what the devices compute meanwhile would take no time
         log.info("compiling the step for clips of up to %.2f s ...", samples / SAMPLE_RATE)
         began = time.perf_counter()
         yield
         self.compiled.add(samples)
         log.info("... took %.1f s", time.perf_counter() - began)
         self.pause(began)
-        self.bar.leave_out(time.perf_counter() - began)
+        self.began += time.perf_counter() - began
         self._advance()
+
+    @property
+    def epoch(self) -> float:
+        return self.batches.epochs(self.step)
 
     def _advance(self) -> None:
         self.step += 1
-        self.bar.note(epoch=f"epoch {self.batches.epochs(self.step):.1f}")
+        self.bar.note(epoch=f"epoch {self.epoch:.2f}")
         self.bar.advance()
 
     def pause(self, since: float) -> None:
@@ -82,6 +102,7 @@ class StepMonitor:
     def read(self, state: TrainState) -> dict[str, Any]:
         """The figures of a train line. The next line's begin anew. Raises as `check` does."""
         self.check(state)
+        self._measure(state)
         totals = {name: float(value) for name, value in jax.device_get(state.totals).items()}
         seconds = (totals["samples"] - self.samples_before) / SAMPLE_RATE
         elapsed = time.perf_counter() - self.clock
@@ -99,8 +120,22 @@ class StepMonitor:
         }
         if line["loss"] is not None:
             self.bar.note(loss=f"loss {line['loss']:.3f}")
-        self.bar.note(speed=f"{seconds / elapsed:.0f} audio s/s")
+        self.bar.note(speed=f"{_speed(seconds / elapsed)} audio s/s")
         return line
+
+    def describe(self, line: Mapping[str, Any]) -> str:
+        """The figures of a train line as text for a person, with the time that is left."""
+        total = len(self.batches)
+        figures = [f"step {self.step}/{total}", f"epoch {self.epoch:.2f}"]
+        if line["loss"] is not None:
+            figures += [f"loss {line['loss']:.4f}", f"gradient {line['grad_norm']:.2f}"]
+        figures += [
+            f"rate {line['learning_rate']:.2e}",
+            f"{_speed(line['audio_seconds_per_second'])} audio seconds a second",
+        ]
+        if line["skipped"]:
+            figures.append(f"{line['skipped']} steps skipped")
+        return "  ".join([*figures, time_left((total - self.step) / self.rate)])
 
     def check(self, state: TrainState) -> None:
         """Notes new steps that were not finite; UserError where there are more than the run may skip."""
@@ -122,10 +157,5 @@ class StepMonitor:
             )
 
 
-def train_line(line: Mapping[str, Any]) -> str:
-    """The figures of a train line as text for a person."""
-    return (
-        (f"loss {line['loss']:.4f}  gradient {line['grad_norm']:.2f}  " if line["loss"] is not None else "")
-        + f"rate {line['learning_rate']:.2e}  {line['audio_seconds_per_second']:.0f} audio seconds a second"
-        + (f"  {line['skipped']} steps skipped" if line["skipped"] else "")
-    )
+def _speed(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"

@@ -6,7 +6,6 @@ import functools
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import optax
@@ -17,9 +16,9 @@ from flax_wavlm.models.heads import structure
 from flax_wavlm.models.parameters import Params
 from flax_wavlm.models.wavlm import attention_spec
 from flax_wavlm.ops.attention.choice import describe
-from flax_wavlm.recognition.ctc_task import ctc_scoring
 from flax_wavlm.recognition.evaluate import Evaluation, evaluate, make_eval_step
 from flax_wavlm.recognition.forward import ClipBatches
+from flax_wavlm.recognition.task import Scoring
 from flax_wavlm.training.config import OptimSettings, TrainConfig
 from flax_wavlm.training.optimizer import (
     adamw,
@@ -28,7 +27,7 @@ from flax_wavlm.training.optimizer import (
     linear_schedule,
     tri_stage_schedule,
 )
-from flax_wavlm.training.rates import rate_multipliers
+from flax_wavlm.training.rates import rate_multipliers, rates_by_group
 from flax_wavlm.training.speech import Speech, prepare_speech
 from flax_wavlm.training.splits import load_splits
 from flax_wavlm.training.start import StartingPoint, new_state, open_starting_point, state_template
@@ -41,7 +40,7 @@ log = logging.getLogger(__name__)
 class Programs(NamedTuple):
     """What computes a run."""
 
-    schedule: optax.Schedule
+    rates: Callable[[int], dict[str, float]]  # of an update, by the number of those before it
     template: TrainState  # shapes, types and shardings
     train_step: StepPrograms
     new_state: Callable[[], TrainState]  # the state before the first step
@@ -71,6 +70,7 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Parts:
         overrides=config.model_overrides(),
         tokenizer=config.data.tokenizer,
         reduction=config.train.ctc_loss_reduction,
+        corpus=config.data.corpus,
     )
     speech = prepare_speech(
         splits,
@@ -81,8 +81,7 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Parts:
         seed=config.seed,
         rows_multiple=mesh.size * config.train.accumulation,
     )
-    best_by = _chosen_by(config.train.best_by, speech)
-    origin = origin.judged_by(replace(ctc_scoring(config.data.corpus), best_by=best_by))
+    origin = origin.judged_by(_best_by(config.train.best_by, origin.task.scoring, speech))
     batches, task = speech.train, origin.task
     frame_counts = {int(origin.config.frame_count(samples)) for samples in batches.buckets}
     attention = describe(attention_spec(origin.config), frame_counts)
@@ -124,19 +123,35 @@ def make_programs(config: TrainConfig, origin: StartingPoint, mesh: Mesh, steps:
         seed=config.seed,
         accumulation=config.train.accumulation,
     )
+
+    def rates(updates: int) -> dict[str, float]:
+        return rates_by_group(
+            float(schedule(updates)),
+            updates,
+            head=_head_multiplier(config.optim),
+            layer_decay=config.optim.layer_decay,
+            layers=origin.config.num_hidden_layers,
+            head_first_steps=config.train.head_first_steps,
+        )
+
     encode = jit_encode(origin.config, mesh, accumulation=config.train.accumulation) if freeze else None
     return Programs(
-        schedule=schedule,
+        rates=rates,
         template=template,
         train_step=jit_train_step(train_step, mesh, template, encode),
         new_state=lambda: new_state(origin, optimizer, template, seed=config.seed, freeze=freeze),
     )
 
 
-def _chosen_by(best_by: str, speech: Speech) -> str:
-    """The score that chooses: `train.best_by`, where "auto" looks at the texts of train."""
+def _best_by(best_by: str, scoring: Scoring, speech: Speech) -> str:
+    """The score that chooses: `train.best_by`, or for "auto" the task's own.
+
+    A WER gives way to the CER where most texts of train are a single word.
+    """
     if best_by != "auto":
         return best_by
+    if scoring.best_by != "wer":
+        return scoring.best_by
     single = sum(len(clip.text.split()) == 1 for clip in speech.train.clips)
     if 2 * single <= len(speech.train.clips):
         return "wer"
@@ -178,11 +193,15 @@ def make_schedule(optim: OptimSettings, steps: int) -> optax.Schedule:
     )
 
 
+def _head_multiplier(optim: OptimSettings) -> float:
+    return (optim.head_learning_rate or optim.learning_rate) / optim.learning_rate
+
+
 def make_optimizer(
     optim: OptimSettings, schedule: optax.Schedule, *, head_first_steps: int = 0, norm_last: bool
 ) -> optax.GradientTransformation:
     """AdamW as the settings say. `norm_last`: the encoder's norm comes after its layers."""
-    head = (optim.head_learning_rate or optim.learning_rate) / optim.learning_rate
+    head = _head_multiplier(optim)
     multipliers = None
     if (head, optim.layer_decay) != (1.0, 1.0):
         multipliers = functools.partial(

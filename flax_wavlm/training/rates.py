@@ -15,6 +15,31 @@ def in_head(path: tuple[Any, ...]) -> bool:
     return path[0].key != "wavlm"
 
 
+def rates_by_group(
+    rate: float, updates: int, *, head: float, layer_decay: float, layers: int, head_first_steps: int
+) -> dict[str, float]:
+    """The learning rate of an update for metrics.jsonl: one, or that of each group where they differ.
+
+    The groups are the head, the last layer of the transformer, and all that comes before its first layer.
+
+    Args:
+        rate: of the schedule.
+        updates: made before this one.
+        head, layer_decay: as in `rate_multipliers`.
+        layers: L, of the transformer.
+        head_first_steps: updates in which the head learns alone.
+    """
+    if (head, layer_decay, head_first_steps) == (1.0, 1.0, 0):
+        return {"learning_rate": rate}
+    encoder = rate if updates >= head_first_steps else 0.0
+    return {
+        "learning_rate": rate,
+        "learning_rate_head": rate * head,
+        "learning_rate_last_layer": encoder,
+        "learning_rate_first_layers": encoder * layer_decay**layers,
+    }
+
+
 def rate_multipliers(params: Params, *, head: float, layer_decay: float, norm_last: bool) -> Params:
     """A multiplier for each parameter, which broadcasts over it: a number, or [L, 1, ...] for the layers.
 

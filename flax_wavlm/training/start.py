@@ -30,7 +30,7 @@ from flax_wavlm.porting.load import load_model
 from flax_wavlm.porting.mistaken import missing_vocabulary
 from flax_wavlm.porting.pretrained import PretrainedWeights, open_weights
 from flax_wavlm.recognition.ctc_task import character_ctc
-from flax_wavlm.recognition.task import Scoring, Task
+from flax_wavlm.recognition.task import Task
 from flax_wavlm.training.config import ModelSettings, TextSettings
 from flax_wavlm.training.state import TrainState, init_state
 
@@ -48,8 +48,9 @@ class StartingPoint(NamedTuple):
     preprocessor: Preprocessor
     alphabet: str = ""  # every symbol of the text with its counts, as tab-separated lines
 
-    def judged_by(self, scoring: Scoring) -> StartingPoint:
-        """The same, with the scores of the task shown, and the best checkpoint chosen, in another way."""
+    def judged_by(self, best_by: str) -> StartingPoint:
+        """The same, with the best checkpoint chosen by this score of the task."""
+        scoring = self.task.scoring.chosen_by(best_by)
         return self._replace(task=dataclasses.replace(self.task, scoring=scoring))
 
     def save_processor(self, folder: Path) -> None:
@@ -70,6 +71,7 @@ def open_starting_point(
     overrides: Mapping[str, Any],
     tokenizer: str,
     reduction: str,
+    corpus: str,
 ) -> StartingPoint:
     """Opens the pretrained weights (or takes `model.config`); settles tokenizer, head and preprocessor.
 
@@ -80,6 +82,7 @@ def open_starting_point(
         overrides: fields of WavLMConfig that the run sets.
         tokenizer: a folder or hub id; "": the weights' own, else a new one.
         reduction: of the CTC loss.
+        corpus: `data.corpus`.
     Raises:
         UserError: weights, tokenizer or preprocessor cannot be used, or do not fit each other.
     """
@@ -98,7 +101,7 @@ def open_starting_point(
             "a group-norm model (base): as in transformers, its training logits depend on the padding of the "
             "batch; evaluation treats each clip as if alone"
         )
-    task = character_ctc(settled, reduction=reduction)
+    task = character_ctc(settled, reduction=reduction, corpus=corpus)
     config = config.replace(**overrides, **task.settings)
     return StartingPoint(weights, config, fresh_head, task, settled, preprocessor, alphabet.table)
 

@@ -32,7 +32,7 @@ from flax_wavlm.training.export import Exported, export_run, write_model_card
 from flax_wavlm.training.features import cached_features
 from flax_wavlm.training.journal import Journal
 from flax_wavlm.training.memory import out_of_memory_explained
-from flax_wavlm.training.monitor import StepMonitor, train_line
+from flax_wavlm.training.monitor import StepMonitor
 from flax_wavlm.training.prepare import Parts, prepare
 from flax_wavlm.training.report.banner import banner, device_line
 from flax_wavlm.training.report.curves import curves
@@ -151,7 +151,7 @@ def _fit(
         for step in steps_to_make(start, total, journal, loop.early_stopping):
             batch = monitor.wait_for(iterator, state)
             inputs = {name: batch[name] for name in STEP_INPUTS if name in batch}
-            with monitor.step_of_shape(batches.samples(step - 1)):
+            with monitor.step_of_shape(batches.samples(step - 1), state):
                 state = run.programs.train_step(state, sharding.put_batch(run.mesh, inputs))
             if due(step, loop.log_every):
                 state = _log(run, state, step, monitor, journal)
@@ -213,9 +213,9 @@ def _keep_features(config: TrainConfig, run: Parts, state: TrainState) -> None:
 def _log(run: Parts, state: TrainState, step: int, monitor: StepMonitor, journal: Journal) -> TrainState:
     """Writes a train line; returns the state with its totals at zero."""
     line = monitor.read(state)
-    line["learning_rate"] = float(run.programs.schedule(step - 1 - line["skipped"]))
+    line |= run.programs.rates(step - 1 - line["skipped"])
     journal.write(step, "train", line)
-    log.info("step %d/%d  %s", step, len(run.speech.train), train_line(line), extra=ON_THE_BAR)
+    log.info("%s", monitor.describe(line), extra=ON_THE_BAR)
     return state._replace(totals=jax.device_put(zero_totals(), sharding.replicated(run.mesh)))
 
 

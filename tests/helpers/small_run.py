@@ -18,6 +18,7 @@ from flax_wavlm.training.config import (
 from flax_wavlm.training.report.metrics import read_metrics
 from helpers.fake_timit import build_fake_timit
 from helpers.reference import tiny_reference
+from helpers.runs import write_noise_corpus
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,7 +64,12 @@ def small_run_with(tmp_path: Path, workdir: str, **changes: Any) -> TrainConfig:
 
 def recipe(name: str) -> TrainConfig:
     """What a file of configs/ gives."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    return recipe_of(ROOT / "configs" / f"{name}.py")
+
+
+def recipe_of(file: Path) -> TrainConfig:
+    """What a file with a recipe gives."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
     assert spec.loader is not None
     module: ModuleType = importlib.util.module_from_spec(spec)
@@ -73,3 +79,19 @@ def recipe(name: str) -> TrainConfig:
 
 def lines(workdir: Path, split: str) -> list[Mapping[str, Any]]:
     return [row for row in read_metrics(workdir / "metrics.jsonl") if row["split"] == split]
+
+
+def tiny_run(place: Path, workdir: str) -> TrainConfig:
+    """Six steps of a still smaller model from random weights, on clips of noise of about a second.
+
+    Dropout, LayerDrop and SpecAugment are on; it compiles in a few seconds.
+    """
+    data = place / "noise"
+    if not data.exists():
+        write_noise_corpus(data)
+    config = recipe_of(ROOT / "tests/helpers/tiny_config.py")
+    assert config.model.config is not None
+    config.model.config = config.model.config.replace(hidden_size=32, intermediate_size=64, conv_dim=(8,) * 7)
+    config.workdir, config.data.path, config.data.buckets = str(place / workdir), str(data), 1
+    config.train.steps, config.train.eval_every = 6, 2
+    return config

@@ -11,7 +11,7 @@ import pytest
 from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.ops.ctc.api import ctc_loss
 from flax_wavlm.recognition.ctc_loss import loss_of_ctc
-from flax_wavlm.recognition.ctc_task import CTC_SCORING, character_ctc, ctc_scoring
+from flax_wavlm.recognition.ctc_task import character_ctc, ctc_scoring
 from flax_wavlm.recognition.decoding import NO_FRAME
 from flax_wavlm.recognition.evaluate import figures_line
 from flax_wavlm.recognition.metrics import error_rates, wer_hf_padded
@@ -74,7 +74,8 @@ def test_a_path_becomes_text_over_the_clips_own_frames() -> None:
     [("timit", True), ("timit_sample", True), ("manifest", False), ("timit,manifest", False), ("", False)],
 )
 def test_the_padded_figure_is_shown_on_timit_alone(corpus: str, shown: bool) -> None:
-    scoring = ctc_scoring(corpus)
+    scoring = character_ctc(TOKENIZER, corpus=corpus).scoring
+    assert scoring == ctc_scoring(corpus)
     line = figures_line({"loss": 1, "wer": 0.5, "cer": 0.25, "wer_hf_padded": 0.75, "clips": 3}, scoring)
     assert line.replace("  (WER as the padded Trainer: 0.7500)", "") == (
         "loss 1.0000  WER 0.5000  CER 0.2500  3 clips"
@@ -99,16 +100,18 @@ def test_best_is_the_latest_of_equals(highest: bool, best: int) -> None:
 
 
 def test_the_loss_may_choose() -> None:
-    """A later setting, `train.best_by`, is one replaced field."""
-    scoring = Scoring(titles=CTC_SCORING.titles, line=CTC_SCORING.line, best_by="loss")
-    found = scoring.best([row(1, loss=2.0, wer=0.1), row(2, loss=1.0, wer=0.2)])
+    """`train.best_by`. The lowest loss is the best, also for a task whose own score is a highest one."""
+    found = ctc_scoring().chosen_by("loss").best([row(1, loss=2.0, wer=0.1), row(2, loss=1.0, wer=0.2)])
     assert found is not None
     assert found["step"] == 2
+    scoring = Scoring(titles={"accuracy": "Accuracy"}, line="", best_by="accuracy", highest=True)
+    assert scoring.chosen_by("accuracy") == scoring
+    assert not scoring.chosen_by("loss").highest
 
 
 def test_ties_go_to_cer_then_loss_then_the_later_step() -> None:
     def best(*rows: dict[str, Any]) -> int:
-        found = CTC_SCORING.best(rows)
+        found = ctc_scoring().best(rows)
         assert found is not None
         return found["step"]
 
@@ -125,10 +128,10 @@ def test_test_chooses_nothing_where_there_is_a_dev_split() -> None:
         for step, split, wer in ((1, "dev", 0.5), (2, "dev", 0.4), (3, "dev", 0.6), (3, "test", 0.0))
     ]
     assert [r["split"] for r in choosing(rows)] == ["dev"] * 3
-    found = CTC_SCORING.best(rows)
+    found = ctc_scoring().best(rows)
     assert found is not None
     assert found["step"] == 2
-    assert sorted(CTC_SCORING.ranks(rows)) == [1, 2, 3]
+    assert sorted(ctc_scoring().ranks(rows)) == [1, 2, 3]
     assert choosing([{"step": 1, "split": "test"}, {"step": 1, "split": "train"}]) == [
         {"step": 1, "split": "test"}
     ]
@@ -138,6 +141,6 @@ def test_averaged_weights_have_no_rank_but_may_be_the_best() -> None:
     """Their line carries the step of a checkpoint, whose own rank it must not replace."""
     rows = [row(1, wer=0.4, cer=0.1, loss=1.0), row(2, wer=0.5, cer=0.1, loss=1.0)]
     mean = {**row(2, wer=0.3, cer=0.1, loss=1.0), "averaged": 2}
-    assert CTC_SCORING.ranks([*rows, mean]) == CTC_SCORING.ranks(rows)
-    assert CTC_SCORING.best([*rows, mean]) is mean
-    assert CTC_SCORING.best([*rows, mean | {"wer": 0.45}]) is rows[0]
+    assert ctc_scoring().ranks([*rows, mean]) == ctc_scoring().ranks(rows)
+    assert ctc_scoring().best([*rows, mean]) is mean
+    assert ctc_scoring().best([*rows, mean | {"wer": 0.45}]) is rows[0]

@@ -14,12 +14,12 @@ import transformers
 from flax import traverse_util
 
 from flax_wavlm.errors import UserError
-from flax_wavlm.recognition.ctc_task import CTC_SCORING
+from flax_wavlm.recognition.ctc_task import ctc_scoring
 from flax_wavlm.training.config import OptimSettings, TrainConfig
 from flax_wavlm.training.journal import Journal
 from flax_wavlm.training.optimizer import adamw
 from flax_wavlm.training.prepare import make_optimizer, make_schedule
-from flax_wavlm.training.rates import rate_multipliers
+from flax_wavlm.training.rates import rate_multipliers, rates_by_group
 from flax_wavlm.training.stopping import steps_to_make
 
 # --- Schedules ----------------------------------------------------------------------------------------------
@@ -27,7 +27,7 @@ from flax_wavlm.training.stopping import steps_to_make
 
 def rates(optim: OptimSettings, total: int) -> np.ndarray:
     """The rate of every update of a run, and of a few after its end."""
-    return np.asarray(jax.vmap(make_schedule(optim, total))(np.arange(total + 3)))
+    return np.asarray(jax.jit(jax.vmap(make_schedule(optim, total)))(np.arange(total + 3)))
 
 
 def tri_stage(
@@ -45,9 +45,7 @@ def tri_stage(
     return peak * math.exp(-factor * step) if step <= decay else peak * last
 
 
-@pytest.mark.parametrize(
-    ("total", "warmup", "hold"), [(100, 10, 40), (20, 0, 5), (20, 5, 0), (7, 3, 3), (9, 0, 0)]
-)
+@pytest.mark.parametrize(("total", "warmup", "hold"), [(20, 5, 8), (7, 3, 3), (9, 0, 0)])
 def test_tri_stage_is_fairseqs(total: int, warmup: int, hold: int) -> None:
     optim = OptimSettings(3e-5, "tri_stage", warmup, hold, initial_share=0.02, final_share=0.05)
     expected = [
@@ -59,7 +57,7 @@ def test_tri_stage_is_fairseqs(total: int, warmup: int, hold: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["cosine", "constant", "linear"])
-@pytest.mark.parametrize(("total", "warmup"), [(100, 10), (20, 0), (20, 19)])
+@pytest.mark.parametrize(("total", "warmup"), [(20, 0), (20, 19)])
 def test_other_schedules_are_transformers(name: str, total: int, warmup: int) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     kind = "constant_with_warmup" if name == "constant" else name
@@ -127,6 +125,16 @@ def test_multipliers(norm_last: bool) -> None:
             assert multiplier.shape == (3, *[1] * (len(SHAPES[path]) - 1))
         else:
             assert multiplier == DECAY ** (LAYERS - layer_of(path, norm_last))
+
+
+def test_rates_that_are_shown() -> None:
+    controls = {"head": HEAD, "layer_decay": DECAY, "layers": LAYERS, "head_first_steps": 2}
+    assert [list(rates_by_group(0.5, updates, **controls).values()) for updates in (1, 2)] == [
+        [0.5, 0.5 * HEAD, 0.0, 0.0],
+        [0.5, 0.5 * HEAD, 0.5, 0.5 * DECAY**LAYERS],
+    ]
+    controls |= {"head": 1.0, "layer_decay": 1.0, "head_first_steps": 0}
+    assert rates_by_group(0.5, 1, **controls) == {"learning_rate": 0.5}
 
 
 def random_tree(rng: np.random.Generator) -> dict[str, Any]:
@@ -259,7 +267,7 @@ def test_early_stopping_is_the_loop_written_by_hand(
     scores = [(float(wer), float(loss)) for wer, loss in rng.integers(1, 4, (20, 2))]
     expected = 2 * (by_hand(scores, patience) if patience else 20)
     for resumed in (0, min(5, expected), expected):
-        journal = Journal(tmp_path, lambda step: step / 10, CTC_SCORING, "dev")
+        journal = Journal(tmp_path, lambda step: step / 10, ctc_scoring(), "dev")
         journal.go_back_to(resumed)
         made = resumed
         for step in steps_to_make(resumed, 40, journal, patience):

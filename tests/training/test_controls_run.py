@@ -1,16 +1,15 @@
 """Whole runs with the recipe's controls on: killed and resumed, stopped early, averaged."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from helpers.killed import killed_at
 from helpers.runs import final_state, metrics
-from helpers.small_run import lines, small_run
+from helpers.small_run import lines, tiny_run
 from safetensors.numpy import load_file
 
 from flax_wavlm.errors import UserError
-from flax_wavlm.parallel import sharding
 from flax_wavlm.training.config import TrainConfig
 from flax_wavlm.training.export import Exported, export_run
 from flax_wavlm.training.report.metrics import read_metrics
@@ -19,36 +18,20 @@ from flax_wavlm.training.train import train
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
 
-class Killed(BaseException):
-    """Stands for a signal: nothing in the run may catch it."""
-
-
 def controlled(place: Path, workdir: str) -> TrainConfig:
-    config = small_run(place, workdir)
-    config.train.eval_every, config.train.head_first_steps, config.train.average_last = 2, 2, 3
+    config = tiny_run(place, workdir)
+    config.train.head_first_steps, config.train.average_last = 2, 3
     config.optim.schedule, config.optim.hold_steps, config.optim.warmup_steps = "tri_stage", 2, 1
     config.optim.layer_decay, config.optim.head_learning_rate = 0.7, 3e-3
     return config
 
 
-def test_killed_run_is_the_unbroken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_run_is_the_unbroken_one(tmp_path: Path) -> None:
     """Killed three times, the first time while the encoder waits. Parameters, moments, lines and texts."""
     whole = train(controlled(tmp_path, "whole"))
-    put_batch = sharding.put_batch
-    for last in (2, 3, 3):
-        calls = 0
-
-        def dying(*arguments: Any, last: int = last) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == last:
-                raise Killed
-            return put_batch(*arguments)
-
-        monkeypatch.setattr(sharding, "put_batch", dying)
-        with pytest.raises(Killed):
+    for batch in (2, 3, 3):
+        with killed_at(batch):
             train(controlled(tmp_path, "parts"))
-        monkeypatch.undo()
     parts = train(controlled(tmp_path, "parts"))
     rows = read_metrics(whole.workdir / "metrics.jsonl")
     assert [(row["step"], row.get("averaged")) for row in rows if row["split"] == "test"] == [
@@ -80,7 +63,7 @@ def test_killed_run_is_the_unbroken_one(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_run_that_stops_early(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A rate so small that nothing gets better: the run ends, exports its best, and has no average."""
-    config = small_run(tmp_path, "run")
+    config = tiny_run(tmp_path, "run")
     config.train.eval_every, config.train.early_stopping = 1, 1
     config.train.best_by, config.optim.learning_rate = "wer", 1e-30
     result = train(config)

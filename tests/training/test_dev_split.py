@@ -19,7 +19,6 @@ from flax_wavlm.data.tokenizer import CTCTokenizer, normalise
 from flax_wavlm.files import read_json_object
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.recognition.ctc_task import character_ctc
-from flax_wavlm.recognition.evaluate import Prediction, collapse
 from flax_wavlm.recognition.forward import ClipBatches
 from flax_wavlm.recognition.recogniser import Recogniser
 from flax_wavlm.training import train as train_module
@@ -98,10 +97,10 @@ def test_both_figures_are_in_the_card(finished: TrainResult) -> None:
 @pytest.mark.slow
 def test_leftover_line_of_another_step_is_taken_back(finished: TrainResult) -> None:
     """As after damage to the newest checkpoints, when the run was made again from an older one."""
-    from flax_wavlm.recognition.ctc_task import CTC_SCORING
+    from flax_wavlm.recognition.ctc_task import ctc_scoring
     from flax_wavlm.training.journal import Journal
 
-    journal = Journal(finished.workdir, lambda step: step / 2, CTC_SCORING)
+    journal = Journal(finished.workdir, lambda step: step / 2, ctc_scoring())
     before = (finished.workdir / "metrics.jsonl").read_text()
     journal.take_back_final(finished.best["step"])
     assert (finished.workdir / "metrics.jsonl").read_text() == before
@@ -194,26 +193,3 @@ def test_train_with_one_clip_and_no_test(tmp_path: Path, caplog: pytest.LogCaptu
     assert (speech.test, speech.chooser, len(speech.dev.clips)) == (None, "test", 1)
     assert "test chooses the best checkpoint" in caplog.text
     assert "test: 1 clips have the same audio as a clip of train: a.wav" in caplog.text
-
-
-# --- A model that says nothing ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("hypotheses", "said"),
-    [
-        (["", "", ""], "every output is blank: the model says nothing"),
-        (["", "e", "e e"], "every output is blank or 'e'"),
-        (["the", "the", "the"], "the model says the same for every clip: 'the'"),
-        (["the", "", "cat"], ""),
-    ],
-)
-def test_collapse_is_named(hypotheses: list[str], said: str) -> None:
-    predictions = [Prediction(str(i), f"text {i}", text) for i, text in enumerate(hypotheses)]
-    found = collapse(predictions)
-    assert found.startswith(said)
-    assert bool(found) == bool(said)
-
-
-def test_clips_that_say_the_same_are_no_collapse() -> None:
-    assert collapse([Prediction("0", "yes", "yes"), Prediction("1", "yes", "yes")]) == ""

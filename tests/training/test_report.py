@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flax_wavlm.errors import UserError
-from flax_wavlm.recognition.ctc_task import TIMIT_SCORING
+from flax_wavlm.recognition.ctc_task import ctc_scoring
 from flax_wavlm.training.report.curves import curves, spread
 from flax_wavlm.training.report.metrics import evaluations, read_metrics, results_table
 from flax_wavlm.training.report.model_card import model_card
@@ -67,10 +67,10 @@ def test_read_metrics_without_a_file(tmp_path):
 
 
 def test_the_best_row_is_the_last_with_the_lowest_wer():
-    assert TIMIT_SCORING.best(ROWS) is ROWS[5]
-    assert TIMIT_SCORING.best([eval_row(1, float("nan")), *ROWS])["step"] == 1500
-    assert TIMIT_SCORING.best(ROWS[:2]) is None
-    assert {step: rank[0] for step, rank in TIMIT_SCORING.ranks(ROWS).items()} == {
+    assert ctc_scoring("timit").best(ROWS) is ROWS[5]
+    assert ctc_scoring("timit").best([eval_row(1, float("nan")), *ROWS])["step"] == 1500
+    assert ctc_scoring("timit").best(ROWS[:2]) is None
+    assert {step: rank[0] for step, rank in ctc_scoring("timit").ranks(ROWS).items()} == {
         500: 0.4,
         1000: 0.2,
         1500: 0.2,
@@ -83,7 +83,7 @@ def test_the_best_row_is_the_last_with_the_lowest_wer():
 
 def test_results_table():
     rows = [eval_row(500, 1.0), eval_row(12_500, 0.2746), {"step": 9, "epoch": 0.1, "wer": 0.5}]
-    assert results_table(rows, TIMIT_SCORING).splitlines() == [
+    assert results_table(rows, ctc_scoring("timit")).splitlines() == [
         "|   Step |  Epoch |   Loss |    WER |    CER | WER, HF-padded |      |",
         "| -----: | -----: | -----: | -----: | -----: | -------------: | ---: |",
         "|    500 |   4.00 | 0.5000 | 1.0000 | 0.2500 |         1.1000 |      |",
@@ -94,7 +94,7 @@ def test_results_table():
 
 def test_averaged_weights_in_table_and_card():
     rows = [eval_row(500, 0.4), eval_row(500, 0.3) | {"averaged": 3}]
-    table = results_table(rows, TIMIT_SCORING)
+    table = results_table(rows, ctc_scoring("timit"))
     assert table.splitlines()[3].endswith("| mean of 3, best |")
     text = card(rows=rows, exported=500, averaged=3)
     assert "The weights are the mean of the 3 checkpoints evaluated last, up to step 500: WER 0.3000" in text
@@ -120,7 +120,7 @@ def card(**changes) -> str:
         "dataset_id": "timit_asr",
         "config": CONFIG,
         "rows": ROWS,
-        "scoring": TIMIT_SCORING,
+        "scoring": ctc_scoring("timit"),
         "language": "en",
     }
     return model_card(**arguments | changes)
@@ -147,7 +147,7 @@ def test_the_hub_reads_the_cards_front_matter():
 
 def test_the_card_says_what_a_reader_needs():
     text = card()
-    assert results_table(ROWS, TIMIT_SCORING) in text
+    assert results_table(ROWS, ctc_scoring("timit")) in text
     assert "step 1,500: WER 0.2000 on 1,680 clips of test. The same clips chose them" in text
     assert 'pipeline("automatic-speech-recognition"' in text
     assert "WavLMForCTC.from_pretrained" in text
@@ -204,7 +204,7 @@ def points(root: ET.Element, name: str) -> list[tuple[float, float]]:
 
 
 def test_curves_are_one_valid_picture(tmp_path):
-    curves(ROWS, tmp_path / "curves.svg", TIMIT_SCORING)
+    curves(ROWS, tmp_path / "curves.svg", ctc_scoring("timit"))
     root = ET.parse(tmp_path / "curves.svg").getroot()
     _, _, width, height = map(float, root.attrib["viewBox"].split())
     for name in LINES:
@@ -219,14 +219,14 @@ def test_curves_are_one_valid_picture(tmp_path):
 
 
 def test_curves_as_pixels_lie_beside_them(tmp_path):
-    curves(ROWS, tmp_path / "curves.svg", TIMIT_SCORING)
+    curves(ROWS, tmp_path / "curves.svg", ctc_scoring("timit"))
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "curves.svg"]
 
 
 def test_the_same_rows_give_the_same_curves(tmp_path):
-    curves(ROWS, tmp_path / "one.svg", TIMIT_SCORING)
-    curves(ROWS, tmp_path / "two.svg", TIMIT_SCORING)
+    curves(ROWS, tmp_path / "one.svg", ctc_scoring("timit"))
+    curves(ROWS, tmp_path / "two.svg", ctc_scoring("timit"))
     text = (tmp_path / "one.svg").read_text()
     assert text.startswith("<svg")
     assert text == (tmp_path / "two.svg").read_text()
@@ -234,7 +234,7 @@ def test_the_same_rows_give_the_same_curves(tmp_path):
 
 def test_names_at_the_ends_of_lines_do_not_touch(tmp_path):
     rows = [eval_row(500, 0.4), {**eval_row(1000, 0.2), "cer": 0.2, "wer_hf_padded": 0.2}]
-    curves(rows, tmp_path / "curves.svg", TIMIT_SCORING)
+    curves(rows, tmp_path / "curves.svg", ctc_scoring("timit"))
     root = ET.parse(tmp_path / "curves.svg").getroot()
     heights = sorted(
         float(text.attrib["y"])
@@ -275,7 +275,7 @@ def test_spread(lowest):
     ],
 )
 def test_curves_of_odd_runs(tmp_path, rows):
-    curves(rows, tmp_path / "curves.svg", TIMIT_SCORING)
+    curves(rows, tmp_path / "curves.svg", ctc_scoring("timit"))
     text = (tmp_path / "curves.svg").read_text()
     ET.fromstring(text)
     assert not re.search(r"\b(nan|inf)\b", text)
@@ -283,4 +283,4 @@ def test_curves_of_odd_runs(tmp_path, rows):
 
 def test_curves_of_nothing(tmp_path):
     with pytest.raises(UserError, match="no metrics"):
-        curves([], tmp_path / "curves.svg", TIMIT_SCORING)
+        curves([], tmp_path / "curves.svg", ctc_scoring("timit"))

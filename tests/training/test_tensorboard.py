@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 from helpers.errors import refused
+from helpers.killed import killed_at
+from helpers.runs import TIMES
+from helpers.small_run import tiny_run
 
-from flax_wavlm.recognition.ctc_task import CTC_SCORING
+from flax_wavlm.recognition.ctc_task import ctc_scoring
 from flax_wavlm.recognition.evaluate import Prediction, write_predictions
 from flax_wavlm.training.config import TrainConfig
 from flax_wavlm.training.journal import Journal
 from flax_wavlm.training.report.metrics import read_metrics
 from flax_wavlm.training.report.tensorboard import Events, require_tensorboard
+from flax_wavlm.training.train import train
 from flax_wavlm.training.workdir import FREE_TO_CHANGE, check_same_run
 
 pytest.importorskip("tensorboardX")
@@ -36,7 +40,9 @@ def read_events(workdir: Path) -> list[tuple[str, int, Any]]:
 
 
 def journal(workdir: Path) -> Journal:
-    return Journal(workdir, lambda step: step / 10, CTC_SCORING, events=Events(workdir, CTC_SCORING, "dev"))
+    return Journal(
+        workdir, lambda step: step / 10, ctc_scoring(), events=Events(workdir, ctc_scoring(), "dev")
+    )
 
 
 def write_steps(workdir: Path, written: Journal, *steps: int) -> None:
@@ -82,6 +88,32 @@ def test_no_step_is_there_twice_after_a_kill(tmp_path: Path) -> None:
     assert read_events(killed) == read_events(whole)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_a_run_killed_twice_has_the_events_of_a_whole_one(tmp_path: Path) -> None:
+    """Killed after a line that is behind the last checkpoint, and in the middle of an evaluation."""
+
+    def run(workdir: str) -> TrainConfig:
+        config = tiny_run(tmp_path, workdir)
+        config.train.tensorboard, config.train.save_every = True, 2
+        return config
+
+    for batch, last_step in ((6, 3), (4, 4)):  # the batches of evaluations count too
+        with killed_at(batch):
+            train(run("parts"))
+        assert max(step for _, step, _ in read_events(tmp_path / "parts")) == last_step
+    parts, whole = train(run("parts")), train(run("whole"))
+    found, expected = (
+        [(tag, step, value) for tag, step, value in read_events(result.workdir) if not tag.endswith(TIMES)]
+        for result in (parts, whole)
+    )
+    assert found == expected
+    steps = {tag: [step for name, step, _ in found if name == tag] for tag, _, _ in found}
+    assert steps["train/loss"] == [1, 2, 3, 4, 5, 6]
+    for tag in ("test/loss", "test/wer", "test/transcripts/text_summary"):
+        assert steps[tag] == [2, 4, 6]
+
+
 def test_a_run_may_get_its_events_later(tmp_path: Path) -> None:
     """The field is free to change: the events are all there, whenever it is set."""
     assert "train.tensorboard" in FREE_TO_CHANGE
@@ -90,7 +122,7 @@ def test_a_run_may_get_its_events_later(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     config.train.tensorboard = True
     check_same_run(tmp_path, config)
-    write_steps(tmp_path, Journal(tmp_path, lambda step: step / 10, CTC_SCORING), 2)
+    write_steps(tmp_path, Journal(tmp_path, lambda step: step / 10, ctc_scoring()), 2)
     assert not (tmp_path / "tensorboard").exists()
     journal(tmp_path)
     assert len(read_events(tmp_path)) == 7
@@ -98,7 +130,7 @@ def test_a_run_may_get_its_events_later(tmp_path: Path) -> None:
 
 
 def test_damaged_predictions_are_named(tmp_path: Path) -> None:
-    write_steps(tmp_path, Journal(tmp_path, lambda step: step / 10, CTC_SCORING), 2)
+    write_steps(tmp_path, Journal(tmp_path, lambda step: step / 10, ctc_scoring()), 2)
     (tmp_path / "predictions/2.jsonl").write_text('{"id": "a"}\n')
     with refused("holds no predictions", where=str(tmp_path / "predictions/2.jsonl"), do="restore or remove"):
         journal(tmp_path)

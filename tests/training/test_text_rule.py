@@ -33,6 +33,7 @@ def begin(folder: Path | str, texts: tuple[str, ...] = TEXTS, **text: Any) -> St
         overrides={},
         tokenizer="",
         reduction="mean",
+        corpus="",
     )
 
 

@@ -23,6 +23,7 @@ from flax_wavlm.data.corpora.utterance import (
 )
 from flax_wavlm.errors import UserError, cannot_read, some
 from flax_wavlm.files import folder_entries
+from flax_wavlm.progress import tracked
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def read_folder(path: str | Path, split: str) -> tuple[list[Utterance], list[Ski
     utterances, skipped = [], []
     names = _files_by_stem(there[split])
     speakers = _speakers(there[split], [stem for stem, files in names.items() if any(map(_is_audio, files))])
-    for stem, files in names.items():
+    for stem, files in tracked(names.items(), "reading texts", len(names)):
         id = stem.relative_to(root).as_posix()
         audio = [file for file in files if _is_audio(file)]
         texts = [file for file in files if not _is_audio(file)]

@@ -18,6 +18,7 @@ from flax_wavlm.data.corpora.utterance import (
 )
 from flax_wavlm.errors import UserError
 from flax_wavlm.files import folder_entries, is_file, is_folder
+from flax_wavlm.progress import tracked
 
 _EXPECTED = "a folder such as train-clean-100, with SPEAKER/CHAPTER/*.trans.txt in it"
 
@@ -97,7 +98,8 @@ def _audio_and_texts(folder: Path) -> tuple[dict[str, tuple[Path, str]], dict[st
 
 def _files(root: Path) -> Iterator[tuple[str, Path]]:
     """Each file two folders down, with the name of the upper one, the speaker."""
-    for speaker in folders(root):
+    speakers = folders(root)
+    for speaker in tracked(speakers, "reading speakers", len(speakers)):
         for chapter in folders(speaker):
             for file in folder_entries(chapter):
                 yield speaker.name, file

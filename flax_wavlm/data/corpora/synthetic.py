@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ from flax_wavlm.data.corpora.sentences import GRAMMARS
 from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.errors import UserError, cannot_write, did_you_mean, some
 from flax_wavlm.files import folder_beside, move_folder
+from flax_wavlm.progress import tracked
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "corpus.json"  # written last: a folder without it is not a whole corpus
 VERSION = 1  # the recipe's: another version makes other files from the same settings
@@ -115,6 +119,8 @@ def make_corpus(
     try:
         if not (missing := _missing(folder, settings, plan)):
             return folder
+        count = sum(len(plan[split]) for split in missing)
+        log.info("%s: not yet there, so %d clips of synthetic speech are made", folder, count)
         with folder_beside(folder) as made:
             _write(made, settings, plan, missing)
             # Where it cannot be moved, files are there by now: an interrupted making's, or another process's.
@@ -283,8 +289,9 @@ def _write(folder: Path, settings: _Settings, plan: _Plan, splits: list[str]) ->
     """
     for part in (("TRAIN", "TEST"), ("DEV",)):
         if any(split in splits for split in part):
+            clips = [clip for split in part for clip in plan[split]]
             with open_espeak() as espeak:
-                for clip in (clip for split in part for clip in plan[split]):
+                for clip in tracked(clips, f"speaking {' and '.join(part).lower()}", len(clips)):
                     _write_clip(folder, settings, clip, espeak)
     speakers = {clip.speaker.name: clip.speaker._asdict() for clips in plan.values() for clip in clips}
     manifest = {"settings": settings.saved(), "speakers": speakers}

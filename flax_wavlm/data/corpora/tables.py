@@ -13,6 +13,7 @@ from typing import Any
 from flax_wavlm.data.corpora.folders import read_utf8
 from flax_wavlm.errors import UserError, some
 from flax_wavlm.files import parse_json
+from flax_wavlm.progress import tracked
 
 TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 _DELIMITERS = ",;\t|"
@@ -26,6 +27,10 @@ Needed = Sequence[Sequence[str]]  # fields that a table must have, each with its
 def table_rows(file: Path, needed: Needed, texts: Collection[str] = ()) -> Iterator[Row]:
     """The rows of a file of one of TABLE_SUFFIXES, UTF-8. Of CSV, empty fields but `texts` are left out."""
     text = read_utf8(file)
+    return tracked(_parsed(file, text, needed, texts), f"reading {file.name}", text.count("\n"))
+
+
+def _parsed(file: Path, text: str, needed: Needed, texts: Collection[str]) -> Iterator[Row]:
     if file.suffix == ".jsonl":
         return json_lines(file, text)
     if file.suffix == ".json":

@@ -10,6 +10,7 @@ from flax_wavlm.data.corpora.folders import folders, listing, read_utf8
 from flax_wavlm.data.corpora.utterance import NoSplit, Skipped, Utterance, empty_split
 from flax_wavlm.errors import UserError, some
 from flax_wavlm.files import folder_entries
+from flax_wavlm.progress import tracked
 
 TRAIN, DEV, TEST, CORE_TEST = "train", "dev", "test", "test-core"
 
@@ -221,7 +222,7 @@ def _pair_timit_files(files: Iterable[tuple[str, str, Path]]) -> tuple[list[Utte
         copies[suffix] = file
 
     utterances, skipped = [], []
-    for (id, speaker), copies in sorted(clips.items()):
+    for (id, speaker), copies in tracked(sorted(clips.items()), "reading texts", len(clips)):
         audio = next((copies[suffix] for suffix in _AUDIO_SUFFIXES if suffix in copies), None)
         if audio is None:
             skipped.append(Skipped(id, f"no audio file beside {copies['txt']}"))
