@@ -227,9 +227,7 @@ def test_the_page_followed(desk: Path, voice: str, language: str, measured: Call
 
     assert "Dry run: nothing was trained." in checked
     assert "leaks: none found" in checked
-    assert (
-        "so 6 of the 18 clips of train are it (whole speakers" in trained
-    )
+    assert "so 6 of the 18 clips of train are it (whole speakers" in trained
     assert shown.count(" -> ") == 3
     learnt = TextRule(**rule(setting))
     vocabulary = json.loads((desk / "my-model/vocab.json").read_text(encoding="utf-8"))
