@@ -4,8 +4,8 @@
 
 docs/own-data.md goes through it page by page. The values are meant for a few hours of speech in any language.
 
-Hardware: one GPU. `--dry_run` says whether a batch fits it, and what to change if not. A step on 32 clips of 4
-seconds, half as much speech as the largest batch here may have, took 10.7 GB of an H100
+Hardware: one GPU. `--dry_run` says whether a batch fits it, and what to change if not. A step on 32 clips of
+4 s, half as much speech as the largest batch here may have, took 10.7 GB of an H100
 (benchmarks/results/train_step-nvidia-h100-80gb-hbm3.json).
 Expected: not yet measured with pretrained weights. tests/test_own_data.py runs every command of the page with
 a small model, on German, Vietnamese and Mandarin.
