@@ -13,6 +13,7 @@ PAGES = (
     "SECURITY.md",
     "CHANGELOG.md",
     "docs/architecture.md",
+    "docs/own-data.md",
     "docs/proof.md",
     "docs/training.md",
     "flax_wavlm/ops/README.md",

@@ -48,7 +48,7 @@ def test_recipe_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError) as raised:
         with_recipe_files(["--config=timti"])
     assert raised.value.where == "--config=timti"
-    assert raised.value.expected == "a file, or one of demo, timit, timit_sample"
+    assert raised.value.expected == f"a file, or one of {', '.join(recipes.recipes())}"
     assert raised.value.do == "did you mean 'timit'?"
 
 

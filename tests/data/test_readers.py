@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from helpers.errors import refused
 
+from flax_wavlm.data.clips import describe_skipped
 from flax_wavlm.data.corpora.common_voice import read_common_voice, splits_of_common_voice
 from flax_wavlm.data.corpora.folder import read_folder, splits_of_folder
 from flax_wavlm.data.corpora.kaldi import read_kaldi, splits_of_kaldi
@@ -201,13 +202,13 @@ FOLDER = {
     "README.txt": "notes",
 }
 REASONS = {
-    "README": "no audio file beside README.txt",
-    "ben/3": "no .txt or .lab file beside 3.wav",
-    "ben/4": "no audio file beside 4.txt",
+    "README": "no audio file beside the text: README.txt",
+    "ben/3": "no .txt or .lab file beside the audio: 3.wav",
+    "ben/4": "no audio file beside the text: 4.txt",
     "ben/5": "several text files of one name: 5.lab, 5.txt",
     "ben/6": "several audio files of one name: 6.mp3, 6.wav",
-    "ben/7": "7.lab holds times, not a text alone: '0 100 sil\\n100 200 one'",
-    "ben/8": "no text in 8.txt",
+    "ben/7": "the text file holds times, not a text alone: 7.lab, '0 100 sil\\n100 200 one'",
+    "ben/8": "the text file is empty: 8.txt",
 }
 
 
@@ -221,6 +222,7 @@ def test_folder(tmp_path):
         Utterance("ben/deep/2", root / "ben/deep/2.FLAC", "three", "ben"),
     ]
     assert {clip.id: clip.reason for clip in skipped} == REASONS
+    assert "skipped 2 - no audio file beside the text: README, ben/4" in describe_skipped(skipped)
     with pytest.raises(NoSplit, match="expected one of train"):
         read_folder(root, "test")
 
@@ -244,7 +246,7 @@ def test_files_of_other_formats_are_no_texts(tmp_path, text, what):
     root = write(tmp_path / "x", {"a.wav": "", "a.txt": "one", "b.wav": "", "b.txt": text})
     utterances, [skipped] = read_folder(root, "train")
     assert [clip.id for clip in utterances] == ["a"]
-    assert skipped.reason.startswith(f"b.txt holds {what}, not a text alone: ")
+    assert skipped.reason.startswith(f"the text file holds {what}, not a text alone: b.txt, ")
 
 
 @pytest.mark.parametrize(

@@ -127,24 +127,26 @@ def _speakers(folder: Path, stems: list[Path]) -> dict[Path, str]:
 
 
 def _text(audio: list[Path], texts: list[Path]) -> str:
-    """The text of a clip; UserError, which says why, where it is not clear."""
+    """The text of a clip. UserError where it is not clear: the kind of reason, a colon, and the file."""
     names = [one_line(file.name) for file in (*audio, *texts)]
     if not audio:
-        raise UserError(f"no audio file beside {names[0]}")
+        raise UserError(f"no audio file beside the text: {names[0]}")
     if len(audio) > 1:
         raise UserError(f"several audio files of one name: {some(names[: len(audio)])}")
     if not texts:
-        raise UserError(f"no .txt or .lab file beside {names[0]}")
+        raise UserError(f"no .txt or .lab file beside the audio: {names[0]}")
     if len(texts) > 1:
         raise UserError(f"several text files of one name: {some(names[1:])}")
     text = read_utf8(texts[0])
     if _holds_times(text):
-        raise UserError(f"{names[1]} holds times, not a text alone: {text.strip()[:40]!r}")
+        raise UserError(f"the text file holds times, not a text alone: {names[1]}, {text.strip()[:40]!r}")
     for pattern, what in _OTHER_FORMATS:
         if pattern.match(text.lstrip()):
-            raise UserError(f"{names[1]} holds {what}, not a text alone: {text.strip()[:40]!r}")
+            raise UserError(
+                f"the text file holds {what}, not a text alone: {names[1]}, {text.strip()[:40]!r}"
+            )
     if not text.strip():
-        raise UserError(f"no text in {names[1]}")
+        raise UserError(f"the text file is empty: {names[1]}")
     return " ".join(text.split())
 
 
