@@ -67,12 +67,23 @@ def make_eval_step(task: Task, config: WavLMConfig, mesh: Mesh) -> EvalStep:
     return jit_over_batches(eval_step, mesh)
 
 
-def evaluate(task: Task, eval_step: EvalStep, params: Params, batches: ClipBatches, mesh: Mesh) -> Evaluation:
-    """Evaluates every clip once. The loss is the mean over clips of the task's loss of each."""
+def evaluate(
+    task: Task,
+    eval_step: EvalStep,
+    params: Params,
+    batches: ClipBatches,
+    mesh: Mesh,
+    *,
+    field: str = "batch_size",
+) -> Evaluation:
+    """Evaluates every clip once. The loss is the mean over clips of the task's loss of each.
+
+    `field` is what sets the batch size. UserError where the device's memory does not suffice for it.
+    """
     found: dict[int, np.ndarray] = {}
     loss, infeasible = 0.0, 0
     with bar("evaluating", len(batches.clips)) as shown:
-        for output in run_over(eval_step, params, batches, mesh):
+        for output in run_over(eval_step, params, batches, mesh, field=field):
             loss += float(output.loss)
             infeasible += int(output.infeasible)
             for clip, prediction in zip(output.clip, output.prediction, strict=True):

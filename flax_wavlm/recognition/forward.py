@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from flax_wavlm.data.batches import Batch as HostBatch
@@ -20,6 +19,7 @@ from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.heads import structure
 from flax_wavlm.models.parameters import Params, merge
 from flax_wavlm.parallel import sharding
+from flax_wavlm.recognition.memory import out_of_memory_explained
 from flax_wavlm.recognition.task import Batch, Task
 
 Array = jax.Array
@@ -95,12 +95,25 @@ def jit_over_batches(function: Callable[[Params, Batch], T], mesh: Mesh) -> Call
 def run_over(
     function: Callable[[Params, Batch], T],
     params: Params,
-    batches: Iterable[Mapping[str, np.ndarray]],
+    batches: ClipBatches,
     mesh: Mesh,
+    *,
+    field: str,
 ) -> Iterator[T]:
-    """The function's result for each batch, on the host. The device works on while the host collects."""
+    """The function's result for each batch, on the host. The device works on while the host collects.
+
+    Args:
+        function: from `jit_over_batches`.
+        params: its first argument.
+        batches: its second, one after the other.
+        mesh: of the devices.
+        field: what sets the batch size.
+    Raises:
+        UserError: the device's memory does not suffice; a smaller batch that does is named.
+    """
     outputs = (function(params, sharding.put_batch(mesh, batch)) for batch in batches)
-    return map(jax.device_get, prefetch(outputs, IN_FLIGHT))
+    with out_of_memory_explained(function, params, batches, mesh.size, field):
+        yield from map(jax.device_get, prefetch(outputs, IN_FLIGHT))
 
 
 def prefetch(items: Iterable[T], count: int) -> Iterator[T]:

@@ -20,7 +20,7 @@ from flax_wavlm.data.batches import FILLER
 from flax_wavlm.data.channels import Mono
 from flax_wavlm.data.clips import Clip, describe_skipped, usable_clips
 from flax_wavlm.data.corpora.utterance import Skipped, Utterance
-from flax_wavlm.data.preprocessor import INPUTS, Preprocessor
+from flax_wavlm.data.preprocessor import Preprocessor
 from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.errors import UserError
@@ -141,7 +141,8 @@ class Recogniser:
             clips: samples [N] of each, mono at 16 kHz: float32, or int16 of full scale 32768.
             batch_size: clips worked on at a time; a multiple of the number of devices.
         Raises:
-            UserError: a clip is shorter than one frame, or the batch size does not suit the devices.
+            UserError: a clip is shorter than one frame, or the batch size does not suit the devices or
+                their memory.
         """
         sharding.check_batch_size("batch_size", batch_size, self.mesh)
         for i, samples in enumerate(clips):
@@ -149,10 +150,11 @@ class Recogniser:
         if not clips:
             return []
         batches = self._batches([_unlabelled(i, samples) for i, samples in enumerate(clips)], batch_size)
-        inputs = ({name: batch[name] for name in (*INPUTS, "clip")} for batch in batches)
         texts = [""] * len(clips)
         with bar("transcribing", len(clips)) as shown:
-            for rows, predictions in run_over(self._predict, self.params, inputs, self.mesh):
+            for rows, predictions in run_over(
+                self._predict, self.params, batches, self.mesh, field="batch_size"
+            ):
                 for clip, prediction in zip(rows, predictions, strict=True):
                     if clip != FILLER:
                         texts[clip] = self.task.decode(prediction)
@@ -237,7 +239,7 @@ class Recogniser:
         Returns:
             the figures of `evaluate.evaluate` and `skipped`, a count; and the predictions.
         Raises:
-            UserError: no utterance can be used, or the batch size does not suit the devices.
+            UserError: no utterance can be used, or the batch size does not suit the devices or their memory.
         """
         sharding.check_batch_size("batch_size", batch_size, self.mesh)
         if unusable:

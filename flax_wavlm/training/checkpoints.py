@@ -24,6 +24,7 @@ from orbax.checkpoint import args as ocp_args
 
 from flax_wavlm.errors import UserError, reason, some
 from flax_wavlm.models.parameters import Params, combine, partition
+from flax_wavlm.parallel.memory import on_cpu, release_freed
 from flax_wavlm.recognition.task import Rank
 from flax_wavlm.training.integrity import altered_arrays, checksums, sealed, unsealed
 from flax_wavlm.training.state import TrainState
@@ -113,7 +114,9 @@ class Checkpoints:
         return found
 
     def save(self, state: TrainState, *, position: dict[str, Any], config: dict[str, Any]) -> None:
-        """Saves the state as its step's checkpoint, in the background.
+        """Saves the state as its step's checkpoint, in the background unless the devices are the CPU.
+
+        There the writing has the same cores as the steps, which would have to copy the state meanwhile.
 
         Args:
             state: its buffers may be given up right after the call.
@@ -124,7 +127,7 @@ class Checkpoints:
                 the next call that waits.
         """
         step = int(state.step)
-        trees = {"model": combine(state.params, state.frozen), "training": _training(state)}
+        trees = saved_trees(state)
         record = {"position": position, "config": config, "checksums": checksums(trees)}
         with self._errors(f"the checkpoint of step {step}, or the one before, cannot be written"):
             self.manager.save(
@@ -135,6 +138,9 @@ class Checkpoints:
                 ),
                 force=True,
             )
+        if on_cpu():
+            self.wait()
+            release_freed()
 
     def restore_newest(self, like: TrainState, *, freeze_feature_encoder: bool) -> Restored | None:
         """The newest checkpoint that is whole; None where there is no checkpoint at all.
@@ -146,7 +152,7 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints, and none is whole. Nothing is moved then.
         """
-        trees = {"model": combine(like.params, like.frozen), "training": _training(like)}
+        trees = saved_trees(like)
         damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
             read, problem = self._read(step, trees)
@@ -331,6 +337,7 @@ def _moved_towards(mean: Params, new: Params, share: float) -> Params:
     return jax.tree.map(lambda old, other: old + (other - old) * share, mean, new)
 
 
-def _training(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds beside the model."""
-    return {name: value for name, value in state._asdict().items() if name not in ("params", "frozen")}
+def saved_trees(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds of a state: the model, and the rest of the training state."""
+    rest = {name: value for name, value in state._asdict().items() if name not in ("params", "frozen")}
+    return {"model": combine(state.params, state.frozen), "training": rest}

@@ -1,17 +1,19 @@
 """`train --dry_run`: reads and checks everything, trains nothing, and says what the run would take.
 
-It compiles the steps of the run and makes a few of each to time them. Their results are thrown away. Decoded
-audio and compiled programs are kept, as a run keeps them, so the run that follows begins sooner.
+It compiles the programs of the run, makes a few steps of each length, evaluates a few batches and writes one
+checkpoint, to time them. Decoded audio and compiled programs are kept, as a run keeps them, so the run that
+follows begins sooner.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import logging
-import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,81 +22,111 @@ import numpy as np
 
 from flax_wavlm.data.batches import Batches
 from flax_wavlm.data.clips import Clip
+from flax_wavlm.data.corpora.utterance import Skipped
 from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.files import write_atomically, writing
 from flax_wavlm.models.parameters import combine
-from flax_wavlm.parallel import sharding
-from flax_wavlm.training.config import TrainConfig
-from flax_wavlm.training.memory import advice, device_bytes, in_gb, step_bytes
+from flax_wavlm.parallel.memory import device_bytes, held_bytes, in_gb, on_cpu, release_freed
+from flax_wavlm.recognition.memory import smaller_batch
+from flax_wavlm.training.config import LoopSettings, TrainConfig
+from flax_wavlm.training.memory import (
+    advice,
+    batch_setting,
+    evaluation_bytes,
+    largest,
+    saving_bytes,
+    step_bytes,
+)
 from flax_wavlm.training.prepare import Parts
-from flax_wavlm.training.state import TrainState
-from flax_wavlm.training.step import STEP_INPUTS
+from flax_wavlm.training.report.dry_run import Bucket, report
+from flax_wavlm.training.speech import Speech
+from flax_wavlm.training.trial import Timed, Trial, agreed
 
 log = logging.getLogger(__name__)
 
-TIMED_SECONDS = 3.0  # of steps of one length, and
-TIMED_STEPS = 3  # at least so many
 BINS = 10  # of the histogram
-WIDTH = 40  # of its longest bar, in characters
 
 
-class Bucket(NamedTuple):
-    """What the run does with clips of one padded length.
+class _Device(NamedTuple):
+    """The memory of a device."""
 
-    Attributes:
-        seconds: the padded length.
-        steps: of the whole run.
-        bytes: that a step needs on a device, by XLA's plan.
-        step_seconds: median of the steps that were timed; None where the step does not fit the device.
-        compile_seconds: until the first step had ended.
-    """
+    limit: int  # 0: unknown
+    held: int  # on a CPU, what the process holds beside the arrays of the run; else 0
 
-    seconds: float
-    steps: int
-    bytes: int
-    step_seconds: float | None
-    compile_seconds: float
+    @property
+    def free(self) -> int:
+        return self.limit - self.held
+
+    def fits(self, needed: int) -> bool:
+        return not self.limit or needed <= self.free
 
 
-def foretell(config: TrainConfig, run: Parts) -> dict[str, Any]:
+def foretell(config: TrainConfig, run: Parts, warnings: Sequence[str] = ()) -> dict[str, Any]:
     """What the run would read, need and take; also in `dry_run.json` in its workdir, and in the log.
 
-    Raises UserError where the file cannot be written.
+    Args:
+        config: of the run.
+        run: its parts.
+        warnings: that were given while these were prepared.
+    Raises:
+        UserError: the workdir cannot be written.
     """
     batches = run.speech.train
-    limit = device_bytes()
     steps = steps_by_bucket(batches)
-    buckets = []
-    state = None
-    for samples in sorted(steps):
-        began = time.perf_counter()
-        needed = step_bytes(run.programs, batches, samples)
-        seconds = None
-        if not limit or needed <= limit:
-            state = run.programs.new_state() if state is None else state
-            seconds, state = _timed(run, state, samples)
-        compiling = time.perf_counter() - began - (seconds or 0) * TIMED_STEPS
-        buckets.append(Bucket(samples / SAMPLE_RATE, steps[samples], needed, seconds, compiling))
-    evaluation = _timed_evaluation(run, state) if state is not None else None
+    plans = {samples: _plan(run, samples) for samples in sorted(steps)}
+    evaluating, saving = evaluation_bytes(run), saving_bytes(run)
+    device = _device()
+    fitting = [samples for samples, plan in plans.items() if device.fits(plan[0])]
+    all_fit = len(fitting) == len(plans) and device.fits(max(evaluating, saving))
+    timed: dict[int, Timed] = {}
+    evaluation, (save_seconds, save_bytes) = None, (None, None)
+    if fitting:
+        trial = Trial(run)
+        timed = {samples: trial.step(samples) for samples in fitting}
+        if all_fit:
+            evaluation = trial.evaluation()
+            save_seconds, save_bytes = trial.checkpoint(Path(config.workdir) / "dry_run")
+        del trial
+    device = _device()  # now with all that is loaded or compiled for a run
+    buckets = [
+        Bucket(
+            seconds=samples / SAMPLE_RATE,
+            steps=steps[samples],
+            memory_bytes=plan[0],
+            seconds_per_step=timed[samples].seconds if samples in timed else None,
+            compile_seconds=plan[1],
+            start_seconds=timed[samples].start if samples in timed else None,
+        )
+        for samples, plan in plans.items()
+    ]
+    most = max(bucket.memory_bytes for bucket in buckets)
     found = {
-        "splits": {name: _split(clips) for name, clips in run.speech.clips().items()},
-        "skipped": {name: _by_reason(skipped) for name, skipped in run.speech.skipped.items()},
-        "leaks": run.speech.leaks,
+        **what_there_is(run.speech),
+        "warnings": list(warnings),
         "vocabulary": run.origin.tokenizer.size,
         "steps": len(batches),
         "steps_per_epoch": batches.steps_per_epoch,
-        "padding": padding(batches),
+        "padding": batches.padding(),
         "device": jax.devices()[0].device_kind,
-        "device_bytes": limit,
+        "device_bytes": device.limit,
+        "held_bytes": device.held,
+        "memory_bytes": device.held + max(most, evaluating, saving),
         "buckets": [bucket._asdict() for bucket in buckets],
-        "evaluation_seconds": evaluation,
-        **_seconds(config, len(batches), buckets, evaluation),
+        "evaluation": {
+            "memory_bytes": evaluating,
+            "seconds": evaluation and evaluation.seconds,
+            "start_seconds": evaluation and evaluation.start,
+            "count": _due(len(batches), config.train.eval_every),
+        },
+        "checkpoint": {
+            "memory_bytes": saving,
+            "seconds": save_seconds,
+            "disk_bytes": save_bytes,
+            "count": _checkpoints(len(batches), config.train),
+        },
+        "advice": list(_advice(config, run, device, most, evaluating)),
     }
-    if limit and (most := max(bucket.bytes for bucket in buckets)) > limit:
-        found["advice"] = (
-            f"train.batch_size={batches.batch_size} needs {in_gb(most)} of {in_gb(limit)}: "
-            f"{advice(config, run, limit)}"
-        )
+    found |= _seconds(found)
     if jax.process_index() == 0:
         path = Path(config.workdir) / "dry_run.json"
         with writing(path):
@@ -104,67 +136,125 @@ def foretell(config: TrainConfig, run: Parts) -> dict[str, Any]:
     return found
 
 
+# --- Memory and time ----------------------------------------------------------------------------------------
+
+
+def _plan(run: Parts, samples: int) -> tuple[int, float]:
+    """Bytes that a step on clips padded to `samples` needs, and the seconds until it was compiled."""
+    began = time.perf_counter()
+    needed = step_bytes(run.programs, run.speech.train, samples)
+    return needed, time.perf_counter() - began
+
+
+def _device() -> _Device:
+    """A device's memory now, when no array of a run is there."""
+    held = 0
+    if on_cpu():
+        gc.collect()
+        release_freed()
+        held = int(agreed(held_bytes()))
+    return _Device(device_bytes(), held)
+
+
+def _advice(
+    config: TrainConfig, run: Parts, device: _Device, training: int, evaluating: int
+) -> Iterator[str]:
+    """What to change where the memory does not suffice."""
+    free = in_gb(device.free) + (f" that the process leaves of {in_gb(device.limit)}" if device.held else "")
+    if not device.fits(training):
+        samples = largest(run.speech.train)
+        setting = batch_setting(config, run.speech.train.rows(samples), samples)
+        yield f"{setting} needs {in_gb(training)} of {free}: {advice(config, run, device.free)}"
+    if not device.fits(evaluating):
+        state = run.programs.template
+        waiting = evaluating - evaluation_bytes(run, state_too=False)
+        yield (
+            f"train.eval_batch_size={config.train.eval_batch_size} needs {in_gb(evaluating)} of {free}: "
+            + smaller_batch(
+                run.eval_step,
+                combine(state.params, state.frozen),
+                run.speech.dev,
+                run.mesh.size,
+                "train.eval_batch_size",
+                device.free - waiting,
+            )
+        )
+
+
+def _seconds(found: dict[str, Any]) -> dict[str, float | None]:
+    """Seconds of training, and of all from the first step to the last evaluation; None: it does not fit."""
+    buckets, evaluation, checkpoint = found["buckets"], found["evaluation"], found["checkpoint"]
+    if evaluation["seconds"] is None:
+        return {"training_seconds": None, "total_seconds": None}
+    training = sum(bucket["steps"] * bucket["seconds_per_step"] for bucket in buckets)
+    total = (
+        training
+        + sum(bucket["start_seconds"] for bucket in buckets)
+        + evaluation["count"] * evaluation["seconds"]
+        + evaluation["start_seconds"]
+        + checkpoint["count"] * checkpoint["seconds"]
+    )
+    return {"training_seconds": training, "total_seconds": total}
+
+
 def steps_by_bucket(batches: Batches) -> dict[int, int]:
     """Padded samples to the number of the run's steps that have it."""
-    epochs, rest = divmod(len(batches), batches.steps_per_epoch)
-    counts: Counter[int] = Counter()
-    if epochs:
-        counts.update({int(k): epochs * n for k, n in Counter(batches.plan(0).samples.tolist()).items()})
-    counts.update(batches.samples(step) for step in range(epochs * batches.steps_per_epoch, len(batches)))
-    return dict(counts) if rest or epochs else {}
+    return dict(Counter(batches.samples(step) for step in range(len(batches))))
 
 
-def padding(batches: Batches) -> float:
-    """The share of an epoch's samples that belong to no clip: 0 to 1."""
-    return batches.plan(0).padding(batches.lengths)
+def _due(steps: int, every: int) -> int:
+    """How often something is due that comes every so many steps (0: never), and at the end."""
+    return -(-steps // every) if every else 1
 
 
-def _timed(run: Parts, state: TrainState, samples: int) -> tuple[float, TrainState]:
-    """Seconds of a step on clips padded to `samples`, without its compilation, and the state after it."""
-    batches = run.speech.train
-    step = next(step for step in range(batches.steps_per_epoch) if batches.samples(step) == samples)
-    batch = {name: array for name, array in batches[step].items() if name in STEP_INPUTS}
-    state = jax.block_until_ready(run.programs.train_step(state, sharding.put_batch(run.mesh, batch)))
-    taken: list[float] = []
-    while len(taken) < TIMED_STEPS or sum(taken) < TIMED_SECONDS:
-        began = time.perf_counter()
-        state = run.programs.train_step(state, sharding.put_batch(run.mesh, batch))
-        jax.block_until_ready(state)
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken), state
-
-
-def _timed_evaluation(run: Parts, state: TrainState) -> float:
-    """Seconds of an evaluation on the split that chooses, when its programs are compiled."""
-    params = combine(state.params, state.frozen)
-    run.evaluate(params, run.speech.dev)
-    began = time.perf_counter()
-    run.evaluate(params, run.speech.dev)
-    return time.perf_counter() - began
-
-
-def _seconds(
-    config: TrainConfig, steps: int, buckets: Sequence[Bucket], evaluation: float | None
-) -> dict[str, float | None]:
-    """The run's time, from its first step to its export; None where a step does not fit."""
-    if evaluation is None or any(bucket.step_seconds is None for bucket in buckets):
-        return {"training_seconds": None, "total_seconds": None}
-    every = config.train.eval_every
-    evaluations = -(-steps // every) if every else 1
-    training = sum(bucket.steps * (bucket.step_seconds or 0) for bucket in buckets)
-    return {"training_seconds": training, "total_seconds": training + evaluations * evaluation}
+def _checkpoints(steps: int, loop: LoopSettings) -> int:
+    """The number of steps that are followed by a checkpoint."""
+    due = {steps}
+    for every in (loop.eval_every, loop.save_every):
+        due.update(range(every, steps, every) if every else ())
+    return len(due)
 
 
 # --- What there is to read ----------------------------------------------------------------------------------
 
 
-def _split(clips: Sequence[Clip]) -> dict[str, Any]:
+@contextlib.contextmanager
+def warnings_kept() -> Iterator[list[str]]:
+    """Gives a list that gets the text of each warning of the package within the block."""
+    kept: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            kept.append(record.getMessage())
+
+    logger, handler = logging.getLogger("flax_wavlm"), Keep(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield kept
+    finally:
+        logger.removeHandler(handler)
+
+
+def what_there_is(speech: Speech) -> dict[str, Any]:
+    """The fields of `dry_run.json` about the clips: their number, hours, lengths, those left out, leaks."""
+    splits = {name: _split(clips, speech.skipped.get(name, ())) for name, clips in speech.clips().items()}
+    return {
+        "clips": {name: split["clips"] for name, split in splits.items()},
+        "hours": {name: split["hours"] for name, split in splits.items()},
+        "skipped": dict(sum((Counter(split["skipped"]) for split in splits.values()), Counter())),
+        "splits": splits,
+        "leaks": list(speech.leaks),
+    }
+
+
+def _split(clips: Sequence[Clip], skipped: Sequence[Skipped]) -> dict[str, Any]:
     seconds = np.array([len(clip.samples) for clip in clips]) / SAMPLE_RATE
     counts, edges = np.histogram(seconds, BINS, (0, float(seconds.max())))
     return {
         "clips": len(clips),
         "hours": float(seconds.sum() / 3600),
         "speakers": len({clip.speaker for clip in clips} - {""}),
+        "skipped": dict(Counter(clip.reason.partition(":")[0] for clip in skipped).most_common()),
         "seconds": {
             "shortest": float(seconds.min()),
             "median": float(np.median(seconds)),
@@ -172,58 +262,3 @@ def _split(clips: Sequence[Clip]) -> dict[str, Any]:
         },
         "histogram": {"edges": edges.tolist(), "clips": counts.tolist()},
     }
-
-
-def _by_reason(skipped: Sequence[Any]) -> dict[str, int]:
-    return dict(Counter(clip.reason.partition(":")[0] for clip in skipped).most_common())
-
-
-# --- The report ---------------------------------------------------------------------------------------------
-
-
-def report(found: dict[str, Any]) -> str:
-    """What `foretell` found as lines for a person."""
-    lines = ["", "Dry run: nothing was trained."]
-    for name, split in found["splits"].items():
-        speakers = f", {split['speakers']:,} speakers" if split["speakers"] else ""
-        lines.append(f"{name}: {split['clips']:,} clips, {split['hours']:.2f} hours{speakers}")
-        for reason, count in found["skipped"].get(name, {}).items():
-            lines.append(f"  left out {count:,}: {reason}")
-        lines += histogram(split["histogram"])
-    lines += [f"leak: {leak}" for leak in found["leaks"]] or ["leaks: none found"]
-    lines.append(
-        f"{found['vocabulary']} labels; {found['steps']:,} steps, {found['steps_per_epoch']:,} an epoch; "
-        f"{found['padding']:.1%} of the samples are padding"
-    )
-    limit = f" of {in_gb(found['device_bytes'])}" if found["device_bytes"] else ""
-    for bucket in map(lambda fields: Bucket(**fields), found["buckets"]):
-        took = "does not fit" if bucket.step_seconds is None else f"{bucket.step_seconds:.3g} s a step"
-        lines.append(
-            f"clips of up to {bucket.seconds:.2f} s: {bucket.steps:,} steps, {in_gb(bucket.bytes)}{limit} on "
-            f"{found['device']}, {took}"
-        )
-    if "advice" in found:
-        lines.append(found["advice"])
-    if found["total_seconds"] is not None:
-        lines.append(
-            f"about {duration(found['total_seconds'])}: {duration(found['training_seconds'])} of training, "
-            f"the rest evaluations of {found['evaluation_seconds']:.3g} s; and compiling, once, "
-            f"{duration(sum(bucket['compile_seconds'] for bucket in found['buckets']))}"
-        )
-    return "\n".join(lines)
-
-
-def histogram(bins: dict[str, list[float]]) -> list[str]:
-    """Lines such as "  0.0 - 1.5 s  ######  120"."""
-    most = max(bins["clips"])
-    return [
-        f"  {low:5.1f} - {high:5.1f} s  {'#' * -(-int(count) * WIDTH // int(most)):<{WIDTH}}  {int(count):,}"
-        for low, high, count in zip(bins["edges"], bins["edges"][1:], bins["clips"], strict=False)
-    ]
-
-
-def duration(seconds: float) -> str:
-    """ "1 h 2 min", "3 min 4 s" or "5 s"."""
-    minutes, left = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {left} s" if minutes else f"{left} s"

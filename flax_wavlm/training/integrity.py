@@ -26,6 +26,14 @@ def checksums(tree: Any) -> dict[str, int]:
     return {jax.tree_util.keystr(path): int(value) for (path, _), value in zip(leaves, sums, strict=True)}
 
 
+def checksums_plan(tree: Any) -> Any:
+    """XLA's `CompiledMemoryStats` of `checksums`. The tree may be of shapes with shardings.
+
+    A CPU has temporary arrays as large as the tree for it.
+    """
+    return _checksums.lower(jax.tree.leaves(tree)).compile().memory_analysis()
+
+
 @jax.jit
 def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
     def checksum(x: jax.Array) -> jax.Array:

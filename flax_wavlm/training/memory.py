@@ -1,27 +1,37 @@
-"""What a training step needs of a device's memory, by XLA's plan of the compiled step, and what to change.
+"""What a run needs of a device's memory, by XLA's plans of its compiled programs, and what to change.
 
-The plan has the parameters, the optimizer's moments, the batch, and the largest amount of temporary arrays
-that live at the same time. It does not have what the runtime takes for itself.
+A plan has the parameters, the optimizer's moments, the batch, and the largest amount of temporary arrays
+that live at the same time. It does not have what the runtime takes for itself, or on a CPU the rest of the
+process.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from flax_wavlm.data.batches import Batches
+from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.errors import UserError
+from flax_wavlm.models.parameters import combine
+from flax_wavlm.parallel.memory import (
+    OUT_OF_MEMORY,
+    array_bytes,
+    device_bytes,
+    in_gb,
+    planned_bytes,
+    smaller,
+)
+from flax_wavlm.recognition.memory import forward_bytes
+from flax_wavlm.training.checkpoints import saved_trees
 from flax_wavlm.training.config import TrainConfig
+from flax_wavlm.training.integrity import checksums_plan
 from flax_wavlm.training.prepare import Parts, Programs, make_programs
 from flax_wavlm.training.step import STEP_INPUTS
 
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 REMAT = ("dots", "full")  # the settings of model.remat that save memory, the cheaper one first
 
 
@@ -35,66 +45,69 @@ def step_bytes(programs: Programs, batches: Batches, samples: int, batch_size: i
         batch_size: clips of all devices together; 0: the run's.
     """
     batch = _shapes(batches, samples, batch_size or batches.rows(samples))
-    return max(_needed(plan) for plan in programs.train_step.plans(programs.template, batch))
+    return max(map(planned_bytes, programs.train_step.plans(programs.template, batch)))
 
 
-def _needed(plan: Any) -> int:
-    """The bytes of a plan: what goes in and out, an array that is both counted once, and temporary arrays."""
-    return int(
-        plan.argument_size_in_bytes
-        + plan.output_size_in_bytes
-        - plan.alias_size_in_bytes
-        + plan.temp_size_in_bytes
-        + plan.generated_code_size_in_bytes
-    )
+def evaluation_bytes(run: Parts, *, state_too: bool = True) -> int:
+    """Bytes that an evaluation on the longest clips needs on each device.
+
+    `state_too`: with the rest of the training state, which waits meanwhile.
+    """
+    state = run.programs.template
+    params = combine(state.params, state.frozen)
+    needed = forward_bytes(run.eval_step, params, next(iter(run.speech.dev)), run.speech.dev.batch_size)
+    return needed + (array_bytes(state) - array_bytes(params) if state_too else 0)
+
+
+def saving_bytes(run: Parts) -> int:
+    """Bytes that a checkpoint needs on each device while its checksums are computed.
+
+    On a CPU its writing needs no more: encoded arrays are not larger than temporary ones of the checksums.
+    """
+    return planned_bytes(checksums_plan(saved_trees(run.programs.template)))
 
 
 def _shapes(batches: Batches, samples: int, rows: int) -> dict[str, Any]:
-    """A batch of so many clips as shapes and types, over all processes."""
-    step = next(step for step in range(batches.steps_per_epoch) if batches.samples(step) == samples)
-    batch = {name: array for name, array in batches[step].items() if name in STEP_INPUTS}
-    return {
-        name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype) for name, array in batch.items()
-    }
+    """A batch of so many clips of a padded length as shapes and types, over all processes."""
+    padded = {"samples": samples}
+    if batches.features is not None:
+        padded["features"] = batches.features.frame_count(samples)
+    found = {}
+    for name, array in batches[0].items():
+        if name in STEP_INPUTS:
+            rest = array.shape[1:] if name not in padded else (padded[name], *array.shape[2:])
+            found[name] = jax.ShapeDtypeStruct((rows, *rest), array.dtype)
+    return found
 
 
-def device_bytes() -> int:
-    """The memory of a device; of a CPU, what the machine or the container gives the process. 0: unknown."""
-    statistics = jax.local_devices()[0].memory_stats() or {}
-    if limit := statistics.get("bytes_limit", 0):
-        return int(limit)
-    if jax.local_devices()[0].platform != "cpu":
-        return 0
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):
-            limits.append(int(Path(file).read_text()))
-    return min(limits)
+def largest(batches: Batches) -> int:
+    """The padded length of the batches that have most samples, the longest of those."""
+    return max(batches.buckets, key=lambda samples: (batches.rows(samples) * samples, samples))
 
 
-def in_gb(count: float) -> str:
-    """Bytes in GB (10^9), as vendors count a device's memory."""
-    return f"{count / 1e9:.3g} GB"
+def batch_setting(config: TrainConfig, rows: int, samples: int) -> str:
+    """The setting that gives batches of so many clips of this padded length, as "field=value"."""
+    if config.train.batch_seconds:
+        return f"train.batch_seconds={rows * samples / SAMPLE_RATE:g}"
+    return f"train.batch_size={rows}"
 
 
 def advice(config: TrainConfig, run: Parts, limit: int) -> str:
-    """What to change so that the longest batch needs no more than `limit` bytes: settings that were tried.
+    """What to change so that the largest batch needs no more than `limit` bytes: settings that were tried.
 
     A smaller batch and `model.remat` are compiled, one after the other, until one of each fits.
     """
     batches = run.speech.train
-    longest = max(batches.buckets)
+    samples = largest(batches)
     found = []
-    unit = int(np.prod(run.mesh.devices.shape)) * config.train.accumulation
-    sizes = [size for size in _smaller(batches.rows(longest)) if size % unit == 0]
-    for size in sizes:
-        if (needed := step_bytes(run.programs, batches, longest, size)) <= limit:
-            found.append(f"train.batch_size={size} needs {in_gb(needed)}")
+    for size in smaller(batches.rows(samples), run.mesh.size * config.train.accumulation):
+        if (needed := step_bytes(run.programs, batches, samples, size)) <= limit:
+            found.append(f"{batch_setting(config, size, samples)} needs {in_gb(needed)}")
             break
     for remat in REMAT[REMAT.index(run.origin.config.remat) + 1 if run.origin.config.remat in REMAT else 0 :]:
         origin = run.origin._replace(config=run.origin.config.replace(remat=remat))
         programs = make_programs(config, origin, run.mesh, len(batches))
-        if (needed := step_bytes(programs, batches, longest)) <= limit:
+        if (needed := step_bytes(programs, batches, samples)) <= limit:
             found.append(f"model.remat={remat} needs {in_gb(needed)}")
             break
     if found:
@@ -102,31 +115,26 @@ def advice(config: TrainConfig, run: Parts, limit: int) -> str:
     return "no smaller batch and no setting of model.remat fits: take shorter clips (data.train_max_seconds)"
 
 
-def _smaller(batch_size: int) -> list[int]:
-    """Batch sizes to try: three quarters and a half of each power of two of the whole, descending."""
-    sizes, size = [], float(batch_size)
-    while size >= 1:
-        sizes += [int(size * 0.75), int(size * 0.5)]
-        size /= 2
-    return sorted({size for size in sizes if size >= 1}, reverse=True)
-
-
 @contextlib.contextmanager
 def out_of_memory_explained(config: TrainConfig, run: Parts) -> Iterator[None]:
-    """Turns XLA's report of a device that is out of memory into one line that says what to change."""
+    """Turns XLA's report of a device that is out of memory into one line that says what to change.
+
+    It is for training. An evaluation explains itself (`recognition.memory`).
+    """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if OUT_OF_MEMORY not in str(error):
             raise
         limit = device_bytes()
-        batches = run.speech.train
-        needed = step_bytes(run.programs, batches, max(batches.buckets))
+        samples = largest(batches := run.speech.train)
+        needed = step_bytes(run.programs, batches, samples)
         there = f"of the {in_gb(limit)} there are" if limit else "of its memory"
         # By the plan alone it may fit: the runtime, and other programs, take memory too.
         fits = min(limit or needed, needed - 1)
         raise UserError(
             "the device ran out of memory: by XLA's plan, a step of "
-            f"train.batch_size={batches.batch_size} on the longest clips needs {in_gb(needed)} {there}",
+            f"{batch_setting(config, batches.rows(samples), samples)} on the longest clips needs "
+            f"{in_gb(needed)} {there}",
             do=advice(config, run, fits),
         ) from None

@@ -13,6 +13,7 @@ import jax
 from flax_wavlm.data.batches import Batches
 from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.errors import UserError, some
+from flax_wavlm.parallel.memory import release_freed
 from flax_wavlm.progress import Bar, time_left
 from flax_wavlm.training.journal import Journal
 from flax_wavlm.training.state import TrainState, skipped_steps
@@ -82,6 +83,7 @@ class StepMonitor:
         yield
         self.compiled.add(samples)
         log.info("... took %.1f s", time.perf_counter() - began)
+        release_freed()
         self.pause(began)
         self.began += time.perf_counter() - began
         self._advance()

@@ -16,7 +16,7 @@ from flax_wavlm.models.heads import structure
 from flax_wavlm.models.parameters import Params
 from flax_wavlm.models.wavlm import attention_spec
 from flax_wavlm.ops.attention.choice import describe
-from flax_wavlm.recognition.evaluate import Evaluation, evaluate, make_eval_step
+from flax_wavlm.recognition.evaluate import EvalStep, Evaluation, evaluate, make_eval_step
 from flax_wavlm.recognition.forward import ClipBatches
 from flax_wavlm.recognition.task import Scoring
 from flax_wavlm.training.config import OptimSettings, TrainConfig
@@ -54,6 +54,7 @@ class Parts(NamedTuple):
     speech: Speech
     attention: str  # which implementation runs, in words
     programs: Programs
+    eval_step: EvalStep
     evaluate: Callable[[Params, ClipBatches], Evaluation]  # over a whole split
 
 
@@ -90,7 +91,7 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Parts:
     eval_step = make_eval_step(task, origin.config, mesh)
 
     def evaluate_on(params: Params, clips: ClipBatches) -> Evaluation:
-        result = evaluate(task, eval_step, params, clips, mesh)
+        result = evaluate(task, eval_step, params, clips, mesh, field="train.eval_batch_size")
         if not math.isfinite(loss := result.figures["loss"]):
             raise UserError(f"evaluated, the loss is {loss}, expected a number")
         return result
@@ -101,6 +102,7 @@ def prepare(config: TrainConfig, mesh: Mesh) -> Parts:
         speech=speech,
         attention=attention,
         programs=programs,
+        eval_step=eval_step,
         evaluate=evaluate_on,
     )
 

@@ -27,7 +27,7 @@ from flax_wavlm.recognition.task import TEST, Row, Scoring, choosing
 from flax_wavlm.training.average import evaluate_average
 from flax_wavlm.training.checkpoints import Checkpoints
 from flax_wavlm.training.config import TrainConfig
-from flax_wavlm.training.dry_run import foretell
+from flax_wavlm.training.dry_run import foretell, warnings_kept
 from flax_wavlm.training.export import Exported, export_run, write_model_card
 from flax_wavlm.training.features import cached_features
 from flax_wavlm.training.journal import Journal
@@ -94,11 +94,13 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     Decoded audio and compiled programs are kept for the run. What is found is returned, logged, and written
     to `dry_run.json` in the workdir.
 
-    Raises UserError as `train` does before its work.
+    Raises UserError as `train` does before its work, and where a checkpoint cannot be written.
     """
     config, mesh = _checked(config)
     _keep_compilations(Path(config.workdir))
-    return foretell(config, prepare(config, mesh))
+    with warnings_kept() as warnings:
+        run = prepare(config, mesh)
+    return foretell(config, run, warnings)
 
 
 def _checked(config: TrainConfig) -> tuple[TrainConfig, Mesh]:

@@ -16,8 +16,9 @@ from flax_wavlm.data.clips import Clip
 from flax_wavlm.errors import UserError
 from flax_wavlm.parallel import sharding
 from flax_wavlm.training import dry_run as dry_run_module
-from flax_wavlm.training import memory
-from flax_wavlm.training.dry_run import duration, histogram, report, steps_by_bucket
+from flax_wavlm.training import memory, trial
+from flax_wavlm.training.dry_run import steps_by_bucket
+from flax_wavlm.training.report.dry_run import duration, histogram, report
 from flax_wavlm.training.train import dry_run, train
 
 pytestmark = pytest.mark.usefixtures("one_device", "one_timed_step")
@@ -25,8 +26,8 @@ pytestmark = pytest.mark.usefixtures("one_device", "one_timed_step")
 
 @pytest.fixture
 def one_timed_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dry_run_module, "TIMED_STEPS", 1)
-    monkeypatch.setattr(dry_run_module, "TIMED_SECONDS", 0)
+    monkeypatch.setattr(trial, "TIMED_CALLS", 1)
+    monkeypatch.setattr(trial, "TIMED_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 5, 13])
@@ -64,27 +65,37 @@ def test_what_a_run_then_does(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert (found["steps"], found["steps_per_epoch"]) == (6, 2)
     assert found["splits"]["train"]["clips"] == sum(found["splits"]["train"]["histogram"]["clips"]) == 32
     assert found["splits"]["test"]["speakers"] == 2
-    assert found["skipped"]["train"] == {"too long": 8}
+    assert found["splits"]["train"]["skipped"] == found["skipped"] == {"too long": 8}
+    assert found["clips"] == {"train": 32, "test": 20}
     [leak] = found["leaks"]
     assert leak.startswith("test: 4 of its 20 clips have a text that is also in train")
     assert sum(bucket["steps"] for bucket in found["buckets"]) == 6
-    assert 0 < found["buckets"][0]["bytes"] < found["buckets"][1]["bytes"] < found["device_bytes"]
+    first, second = (bucket["memory_bytes"] for bucket in found["buckets"])
+    assert 0 < first < second < found["memory_bytes"] < found["device_bytes"]
+    assert found["memory_bytes"] >= found["held_bytes"] + found["checkpoint"]["memory_bytes"]
+    assert (found["evaluation"]["count"], found["checkpoint"]["count"]) == (2, 6)
+    assert found["checkpoint"]["disk_bytes"] > 0
     assert 0 < found["training_seconds"] < found["total_seconds"]
+    assert [warning for warning in found["warnings"] if leak in warning]
+    assert found["advice"] == []
     train(config)  # the folder is a new run's
 
 
 @pytest.mark.slow
 def test_memory_that_does_not_suffice_is_said_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_run(tmp_path, "run")
-    needed = dry_run(config)["buckets"][0]["bytes"]
+    config.train.eval_batch_size = 1
+    needed = dry_run(config)["buckets"][0]["memory_bytes"]
     monkeypatch.setattr(dry_run_module, "device_bytes", lambda: needed - 1)
+    monkeypatch.setattr(dry_run_module, "held_bytes", lambda: 0)
     found = dry_run(config)
     assert found["total_seconds"] is None
     assert "does not fit" in report(found)
-    smaller = int(found["advice"].partition("set one of: train.batch_size=")[2].partition(" ")[0])
+    [advice] = found["advice"]
+    smaller = int(advice.partition("set one of: train.batch_size=")[2].partition(" ")[0])
     assert smaller in (8, 12)
     config.train.batch_size = smaller
-    assert "advice" not in dry_run(config)
+    assert dry_run(config)["advice"] == []
 
 
 @pytest.mark.slow

@@ -1,0 +1,73 @@
+"""Evaluation and transcription on a device that is out of memory: what a smaller batch would need."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from flax_wavlm.data.sampling import SAMPLE_RATE
+from flax_wavlm.errors import UserError
+from flax_wavlm.models.parameters import Params
+from flax_wavlm.parallel.memory import OUT_OF_MEMORY, device_bytes, in_gb, planned_bytes, smaller
+
+if TYPE_CHECKING:
+    from flax_wavlm.recognition.forward import ClipBatches  # which imports this module
+
+
+def forward_bytes(function: Any, params: Params, batch: Mapping[str, np.ndarray], rows: int) -> int:
+    """Bytes that a function of parameters and a batch needs on each device. It is compiled and not run.
+
+    Args:
+        function: jitted, (params, batch) -> results.
+        params: arrays, or their shapes with shardings.
+        batch: one that has the shapes of all others of its length.
+        rows: clips of all devices together, in place of those that the batch has.
+    """
+    shapes = {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+    return planned_bytes(function.lower(params, shapes).compile().memory_analysis())
+
+
+@contextlib.contextmanager
+def out_of_memory_explained(
+    function: Any, params: Params, batches: ClipBatches, devices: int, field: str
+) -> Iterator[None]:
+    """Turns XLA's report of a device that is out of memory into one line that says what to change.
+
+    Args:
+        function, params: as in `forward_bytes`.
+        batches: the longest comes first.
+        devices: a batch's size is a multiple of their number.
+        field: what sets the batch size.
+    Raises:
+        UserError: in place of jax's error. Its advice was compiled for these devices.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if OUT_OF_MEMORY not in str(error):
+            raise
+        batch, limit = next(iter(batches)), device_bytes()
+        seconds = batch["samples"].shape[1] / SAMPLE_RATE
+        needed = forward_bytes(function, params, batch, batches.batch_size)
+        there = f"of the {in_gb(limit)} there are" if limit else "of its memory"
+        raise UserError(
+            f"the device ran out of memory: by XLA's plan, {field}={batches.batch_size} of clips of up to "
+            f"{seconds:.2f} s needs {in_gb(needed)} {there}",
+            field=field,
+            do=smaller_batch(function, params, batches, devices, field, min(limit or needed, needed - 1)),
+        ) from None
+
+
+def smaller_batch(
+    function: Any, params: Params, batches: ClipBatches, devices: int, field: str, most: int
+) -> str:
+    """A sentence about the largest smaller batch that needs no more than `most` bytes. It was compiled."""
+    batch = next(iter(batches))
+    for size in smaller(batches.batch_size, devices):
+        if (needed := forward_bytes(function, params, batch, size)) <= most:
+            return f"set {field}={size}, which needs {in_gb(needed)}"
+    return "no smaller batch fits: leave out the longest clips, or cut them up at pauses"
