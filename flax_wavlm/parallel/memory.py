@@ -69,12 +69,18 @@ def held_bytes() -> int:
     What is mapped from files, such as decoded audio in its cache, is not counted: the system takes that back
     when memory is short.
     """
+    sizes = _status()
+    return sizes.get("RssAnon", 0) + sizes.get("RssShmem", 0)
+
+
+def _status() -> dict[str, int]:
+    """The process's sizes in bytes, by the names of /proc/self/status; {} where there is no such file."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
-        return 0
-    sizes = dict(line.split(":", 1) for line in status.splitlines())
-    return sum(int(sizes[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem") if name in sizes)
+        return {}
+    sizes = (line.partition(":") for line in status.splitlines() if line.endswith(" kB"))
+    return {name: int(size.split()[0]) * 1024 for name, _, size in sizes}
 
 
 def release_freed() -> None:

@@ -82,10 +82,11 @@ def foretell(config: TrainConfig, run: Parts, warnings: Sequence[str] = ()) -> d
     evaluation, (save_seconds, save_bytes) = None, (None, None)
     if fitting:
         trial = Trial(run)
-        timed = {samples: trial.step(samples) for samples in fitting}
         if all_fit:
-            evaluation = trial.evaluation()
-            save_seconds, save_bytes = trial.checkpoint(Path(config.workdir) / "dry_run")
+            scratch = Path(config.workdir) / "dry_run"  # removed again
+            evaluation = trial.evaluation(scratch)
+            save_seconds, save_bytes = trial.checkpoint(scratch)
+        timed = {samples: trial.step(samples) for samples in fitting}
         del trial
     device = _device()  # now with all that is loaded or compiled for a run
     buckets = [

@@ -15,11 +15,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from flax_wavlm.files import writing
 from flax_wavlm.models.parameters import combine
 from flax_wavlm.parallel import sharding
 from flax_wavlm.training.checkpoints import Checkpoints, saved_trees
 from flax_wavlm.training.integrity import checksums
 from flax_wavlm.training.prepare import Parts
+from flax_wavlm.training.report.curves import curves
 from flax_wavlm.training.step import STEP_INPUTS
 
 TIMED_SECONDS = 3.0  # of calls of one program, and
@@ -51,14 +53,25 @@ class Trial:
         number = next(step for step in range(len(batches)) if batches.samples(step) == samples)
         batch = {name: array for name, array in batches[number].items() if name in STEP_INPUTS}
 
-        def step() -> Any:
-            self.state = self.run.programs.train_step(self.state, sharding.put_batch(self.run.mesh, batch))
-            return self.state
+        def steps(count: int) -> float:
+            """Seconds of so many. As in a run, the host does not wait for the devices in between."""
+            began = time.perf_counter()
+            for _ in range(count):
+                put = sharding.put_batch(self.run.mesh, batch)
+                self.state = self.run.programs.train_step(self.state, put)
+            jax.block_until_ready(self.state)
+            return time.perf_counter() - began
 
-        return _timed(step)
+        first, second = steps(1), steps(1)
+        count = max(TIMED_CALLS, math.ceil(agreed(TIMED_SECONDS / second)))
+        seconds = steps(count) / count
+        return Timed(seconds, max(0.0, first - seconds))
 
-    def evaluation(self) -> Timed:
-        """An evaluation on the split that chooses: each shape of its batches is timed, and counted."""
+    def evaluation(self, folder: Path) -> Timed:
+        """An evaluation on the split that chooses, and the drawing of the curves after it.
+
+        Each shape of its batches is timed, and counted. The picture is drawn in a new folder.
+        """
         params = combine(self.state.params, self.state.frozen)
         counts: Counter[int] = Counter()
         examples: dict[int, dict[str, np.ndarray]] = {}
@@ -74,7 +87,31 @@ class Trial:
             timed = _timed(forward)
             seconds += counts[samples] * timed.seconds
             start += timed.start
-        return Timed(seconds, start)
+        drawing = self._drawing(folder)
+        return Timed(seconds + drawing.seconds, start + drawing.start)
+
+    def _drawing(self, folder: Path) -> Timed:
+        """The curves of two evaluations, drawn by the first process: it alone loads the library for it."""
+        if jax.process_index() != 0:
+            return Timed(0.0, 0.0)
+        scoring, chooser = self.run.origin.task.scoring, self.run.speech.chooser
+        figures = dict.fromkeys(("loss", *scoring.titles), 1.0)
+        rows = [
+            {"step": step, "epoch": 1.0, "split": split, "best_by": scoring.best_by, **figures}
+            for step in (1, 2)
+            for split in ("train", chooser)
+        ]
+        taken = []
+        with writing(folder):
+            folder.mkdir(parents=True)
+            try:
+                for _ in range(2):
+                    began = time.perf_counter()
+                    curves(rows, folder / "curves.svg", scoring)
+                    taken.append(time.perf_counter() - began)
+            finally:
+                shutil.rmtree(folder)
+        return Timed(taken[1], max(0.0, taken[0] - taken[1]))
 
     def checkpoint(self, folder: Path) -> tuple[float, int]:
         """Seconds that training waits for a checkpoint, and its bytes on the disk.
