@@ -99,9 +99,9 @@ def in_gb(count: float) -> str:
 
 
 def smaller(batch_size: int, unit: int) -> list[int]:
-    """Smaller batch sizes to try, descending: 3/4 of it, 1/2, 3/8, 1/4 ..., those that `unit` divides."""
-    sizes, size = set(), float(batch_size)
+    """Smaller multiples of `unit` to try, descending: about 3/4 of the size, 1/2, 3/8, 1/4 and so on."""
+    units, size = set(), batch_size / unit
     while size >= 1:
-        sizes |= {int(size * 0.75), int(size * 0.5)}
+        units |= {int(size * 0.75), int(size * 0.5)}
         size /= 2
-    return sorted((size for size in sizes if size >= 1 and size % unit == 0), reverse=True)
+    return sorted((number * unit for number in units if number), reverse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -14,8 +14,13 @@ from flax_wavlm.errors import UserError
 from flax_wavlm.models.parameters import Params
 from flax_wavlm.parallel.memory import OUT_OF_MEMORY, device_bytes, in_gb, planned_bytes, smaller
 
-if TYPE_CHECKING:
-    from flax_wavlm.recognition.forward import ClipBatches  # which imports this module
+
+class Batches(Protocol):
+    """Batches of clips, the longest first, as `forward.ClipBatches` has them."""
+
+    batch_size: int
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]: ...
 
 
 def forward_bytes(function: Any, params: Params, batch: Mapping[str, np.ndarray], rows: int) -> int:
@@ -33,7 +38,7 @@ def forward_bytes(function: Any, params: Params, batch: Mapping[str, np.ndarray]
 
 @contextlib.contextmanager
 def out_of_memory_explained(
-    function: Any, params: Params, batches: ClipBatches, devices: int, field: str
+    function: Any, params: Params, batches: Batches, devices: int, field: str
 ) -> Iterator[None]:
     """Turns XLA's report of a device that is out of memory into one line that says what to change.
 
@@ -63,7 +68,7 @@ def out_of_memory_explained(
 
 
 def smaller_batch(
-    function: Any, params: Params, batches: ClipBatches, devices: int, field: str, most: int
+    function: Any, params: Params, batches: Batches, devices: int, field: str, most: int
 ) -> str:
     """A sentence about the largest smaller batch that needs no more than `most` bytes. It was compiled."""
     batch = next(iter(batches))
