@@ -127,7 +127,7 @@ def compared(job: Job, folder: Path, *, full: bool) -> list[dict[str, Any]]:
     measured = measure(job, folder, environment)
     lines = []
     for what, unit, foretold, there, limit in (
-        ("memory", "GB", found["memory_bytes"] / 1e9, measured.bytes / 1e9, MEMORY),
+        ("memory", "GB", found["peak_bytes"] / 1e9, measured.bytes / 1e9, MEMORY),
         ("time", "s", found["total_seconds"], measured.seconds, SECONDS),
     ):
         off = abs(foretold / there - 1)

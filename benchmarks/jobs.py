@@ -4,6 +4,7 @@ CPU = (
     "startup.py",
     "input_pipeline.py",
     "batch_shapes.py",
+    "dry_run.py",
     "parity.py",
     "train_step.py --size demo --steps 10",
     "train_step.py --size demo --steps 10 --recipe",

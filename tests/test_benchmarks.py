@@ -127,6 +127,7 @@ def test_model_and_step_need_no_package_for_data():
         "inference",
         "input_pipeline",
         "batch_shapes",
+        "dry_run",
         "startup",
         "scaling",
         "languages --languages de",

@@ -111,7 +111,8 @@ def foretell(config: TrainConfig, run: Parts, warnings: Sequence[str] = ()) -> d
         "device": jax.devices()[0].device_kind,
         "device_bytes": device.limit,
         "held_bytes": device.held,
-        "memory_bytes": device.held + max(most, evaluating, saving),
+        "memory_bytes": {f"{bucket.seconds:.2f}": bucket.memory_bytes for bucket in buckets},
+        "peak_bytes": device.held + max(most, evaluating, saving),
         "buckets": [bucket._asdict() for bucket in buckets],
         "evaluation": {
             "memory_bytes": evaluating,
@@ -183,10 +184,10 @@ def _advice(
 
 
 def _seconds(found: dict[str, Any]) -> dict[str, float | None]:
-    """Seconds of training, and of all from the first step to the last evaluation; None: it does not fit."""
+    """Seconds of a step in the mean, of all, and from the first to the last evaluation; None: no room."""
     buckets, evaluation, checkpoint = found["buckets"], found["evaluation"], found["checkpoint"]
     if evaluation["seconds"] is None:
-        return {"training_seconds": None, "total_seconds": None}
+        return {"seconds_per_step": None, "training_seconds": None, "total_seconds": None}
     training = sum(bucket["steps"] * bucket["seconds_per_step"] for bucket in buckets)
     total = (
         training
@@ -195,7 +196,11 @@ def _seconds(found: dict[str, Any]) -> dict[str, float | None]:
         + evaluation["start_seconds"]
         + checkpoint["count"] * checkpoint["seconds"]
     )
-    return {"training_seconds": training, "total_seconds": total}
+    return {
+        "seconds_per_step": training / found["steps"],
+        "training_seconds": training,
+        "total_seconds": total,
+    }
 
 
 def steps_by_bucket(batches: Batches) -> dict[int, int]:

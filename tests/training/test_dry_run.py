@@ -71,11 +71,12 @@ def test_what_a_run_then_does(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert leak.startswith("test: 4 of its 20 clips have a text that is also in train")
     assert sum(bucket["steps"] for bucket in found["buckets"]) == 6
     first, second = (bucket["memory_bytes"] for bucket in found["buckets"])
-    assert 0 < first < second < found["memory_bytes"] < found["device_bytes"]
-    assert found["memory_bytes"] >= found["held_bytes"] + found["checkpoint"]["memory_bytes"]
+    assert list(found["memory_bytes"].values()) == [first, second]
+    assert 0 < first < second < found["peak_bytes"] < found["device_bytes"]
+    assert found["peak_bytes"] >= found["held_bytes"] + found["checkpoint"]["memory_bytes"]
     assert (found["evaluation"]["count"], found["checkpoint"]["count"]) == (2, 6)
     assert found["checkpoint"]["disk_bytes"] > 0
-    assert 0 < found["training_seconds"] < found["total_seconds"]
+    assert 0 < found["seconds_per_step"] * 5.9 < found["training_seconds"] < found["total_seconds"]
     assert [warning for warning in found["warnings"] if leak in warning]
     assert found["advice"] == []
     train(config)  # the folder is a new run's

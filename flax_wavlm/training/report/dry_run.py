@@ -59,7 +59,7 @@ def _memory(found: dict[str, Any]) -> Iterator[str]:
     limit = f" of {in_gb(found['device_bytes'])}" if found["device_bytes"] else ""
     held = f"; {in_gb(found['held_bytes'])} of it is the process itself" if found["held_bytes"] else ""
     yield (
-        f"memory of a device ({found['device']}): {in_gb(found['memory_bytes'])}{limit}{held}; an evaluation "
+        f"memory of a device ({found['device']}): {in_gb(found['peak_bytes'])}{limit}{held}; an evaluation "
         f"has {in_gb(found['evaluation']['memory_bytes'])}, a checkpoint "
         f"{in_gb(found['checkpoint']['memory_bytes'])}"
     )
