@@ -82,11 +82,12 @@ def foretell(config: TrainConfig, run: Parts, warnings: Sequence[str] = ()) -> d
     evaluation, (save_seconds, save_bytes) = None, (None, None)
     if fitting:
         trial = Trial(run)
+        timed = {samples: trial.step(samples) for samples in fitting}
         if all_fit:
             scratch = Path(config.workdir) / "dry_run"  # removed again
             evaluation = trial.evaluation(scratch)
+            # After some steps: before them all moments are zero, which takes hardly any room on the disk.
             save_seconds, save_bytes = trial.checkpoint(scratch)
-        timed = {samples: trial.step(samples) for samples in fitting}
         del trial
     device = _device()  # now with all that is loaded or compiled for a run
     buckets = [
