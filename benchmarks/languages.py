@@ -43,9 +43,13 @@ class Recipe(NamedTuple):
     train_clips: int
     steps: int
     learning_rate: float = 2e-3
+    buckets: int = 2
 
 
-RECIPES = {"de": Recipe("German", 6000, 2500), "cmn": Recipe("Mandarin", 6000, 4000)}
+RECIPES = {
+    "de": Recipe("German", 6000, 2500),
+    "cmn": Recipe("Mandarin", 7000, 7000, learning_rate=3e-3, buckets=4),
+}
 DEV_CLIPS, TEST_CLIPS = 100, 300
 
 
@@ -61,6 +65,7 @@ def settings(language: str, scale: float) -> dict[str, Any]:
         "data.synthetic.train_clips": scaled(recipe.train_clips),
         "data.synthetic.dev_clips": scaled(DEV_CLIPS),
         "data.synthetic.test_clips": scaled(TEST_CLIPS),
+        "data.buckets": recipe.buckets,
         "text.preset": "auto",
         "train.steps": scaled(recipe.steps),
         "train.eval_every": scaled(recipe.steps // 4),

@@ -109,30 +109,27 @@ GERMAN = Grammar(
 
 # --- Mandarin: no blanks, tones, and characters that only their neighbours tell apart -----------------------
 
-_PERSONS = _slot("我, 他, 妈妈, 爸爸, 老师, 学生, 医生, 朋友, 哥哥, 奶奶")
-_TIMES = _slot("今天, 明天, 早上, 晚上")
-_CITIES = _slot("北京, 上海, 广州, 香港, 法国, 云南, 西安, 台湾")
-_TOWNS = _slot("南京, 杭州, 天津, 德国, 成都, 英国, 青岛, 河北")
+_TIMES = _slot("今天, 明天, 昨天, 早上, 晚上, 下午, 春天, 周末")
+_PERSONS = _slot("我, 你, 他, 妈妈, 爸爸, 老师, 学生, 医生, 朋友, 哥哥, 姐姐, 弟弟, 妹妹, 爷爷, 奶奶, 孩子")
+_BUYS = _slot("买了, 卖了, 看见, 需要, 找到, 借走")
+_COUNTS = _slot("两, 三, 四, 五, 六, 七, 八, 九, 十")
+_GOODS = _slot("本书, 张纸, 条鱼, 把刀, 杯水, 盆花, 辆车, 块糖, 个苹果, 双鞋, 封信, 匹马, 碗饭, 支笔")
+_PLACES = _slot("学校里, 桌子上, 河边, 山上, 门口, 公园里, 床下, 城外")
+_CITIES = _slot("北京, 上海, 南京, 广州, 香港, 法国, 德国, 云南")
 _AIMS = _slot("旅游, 工作, 读书, 唱歌, 跳舞, 打球, 休息, 吃面")
-_COUNTS = _slot("两, 三, 四, 五, 六, 八, 九, 十")
-_GOODS = _slot("斤米, 条鱼, 本书, 张纸, 块糖, 双鞋, 辆车, 盆花, 支笔, 碗饭, 瓶水, 匹马")
-_THINGS_TO_PUT = _slot("苹果, 杯子, 帽子, 钥匙, 书包, 手机, 衣服, 雨伞")
-_WHERE_TO_PUT = _slot("桌子上, 床下, 门口, 窗边, 房间里, 椅子旁, 盒子里, 车上")
-_PLACES = _slot("公园, 学校, 医院, 车站, 饭店, 银行, 机场, 河边")
-_MEETINGS = _slot("等你, 见面, 喝茶, 聊天")
-_SUBJECTS = _slot("西瓜, 葡萄, 天空, 月亮, 大象, 音乐, 故事, 雪")
+_SUBJECTS = _slot("天空, 西瓜, 月亮, 太阳, 大象, 狗, 冰, 雪, 草, 汤")
 _VERY = _slot("很, 非常, 特别, 真, 不太")
 _QUALITIES = _slot("蓝, 甜, 红, 白, 高, 冷, 热, 漂亮, 安静, 黑, 酸, 干净, 重要")
 
 MANDARIN = Grammar(
     voice="cmn",
     templates=(
-        (_PERSONS, ("想买", "要买"), _COUNTS, _GOODS),
-        (_PERSONS, _TIMES, ("去",), _CITIES, _AIMS),
-        (_COUNTS, ("点钟",), _PERSONS, ("在",), _PLACES, _MEETINGS),
-        (("这里的", "那里的"), _SUBJECTS, _VERY, _QUALITIES),
-        (("从",), _CITIES, ("到",), _TOWNS, ("要",), _COUNTS, ("个小时",)),
-        (("请把", "快把", "先把"), _THINGS_TO_PUT, ("放在",), _WHERE_TO_PUT),
+        (_PERSONS, _BUYS, _COUNTS[:4], _GOODS),
+        (_PLACES, ("有", "没有"), _COUNTS, _GOODS),
+        (_PERSONS, ("去",), _CITIES, _AIMS),
+        (_TIMES, _PERSONS, _AIMS),
+        (_SUBJECTS, _VERY, _QUALITIES),
+        (_PERSONS, _VERY, _QUALITIES),
     ),
     blank="",
     end="。",
