@@ -53,7 +53,7 @@ def test_sentences_by_number() -> None:
     assert ENGLISH.spell(ENGLISH.templates, 25_599) == "Set white with nine nine soon."
     assert GERMAN.spell(GERMAN.templates, 0) == "Der Bäcker sieht oft den grünen Apfel."
     assert GERMAN.spell(GERMAN.templates, 16 * 14 * 3 * 18) == "Heute steht hinter dem Haus ein müder Hund."
-    assert MANDARIN.spell(MANDARIN.templates, 1) == "我想买两条鱼。"
+    assert MANDARIN.spell(MANDARIN.templates, 1) == "我买了两张纸。"
 
 
 def test_drawn_numbers_are_new() -> None:
