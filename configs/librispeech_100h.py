@@ -12,7 +12,9 @@ read every 2,000 updates. `vox_100h`, the recipe of the large model, is this one
 `--config.model.checkpoint=microsoft/wavlm-large --config.train.head_first_steps=10000
 --config.model.overrides.mask_time_prob=0.5`.
 
-Hardware: `train.accumulation` is for one GPU of 40 GB; with more devices, divide it by their number.
+Hardware: one GPU of 24 GB or more. `train.accumulation` makes parts of 200 s; wavlm-large took 15.5 GiB of an
+H100 for 256 s (32 clips of 8 s, benchmarks/results/train_step-nvidia-h100-80gb-hbm3.json). With more devices,
+divide it by their number. `--dry_run` says what fits.
 Expected: not measured here.
 """
 
