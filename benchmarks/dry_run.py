@@ -77,6 +77,7 @@ def command(job: Job, folder: Path) -> list[str]:
         f"--config.train.steps={job.steps}",
         f"--config.train.eval_every={job.eval_every}",
         "--config.train.log_every=1000",
+        "--config.optim.warmup_steps=1",
     ]
 
 

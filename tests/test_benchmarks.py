@@ -23,7 +23,8 @@ def run(script: str = "", *arguments: str, code: str = "") -> str:
     start = [sys.executable, "-c", code] if code else [sys.executable, str(BENCHMARKS / script)]
     settings = {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(BENCHMARKS)]),
-        "XLA_FLAGS": xla.flags(devices=1),
+        # Hundreds of steps take longer, compiled quickly, than compiling them well.
+        "XLA_FLAGS": "" if script.startswith("languages") else xla.flags(devices=1),
     }
     done = subprocess.run(
         [*start, *arguments], env=os.environ | settings, cwd=ROOT, capture_output=True, text=True
