@@ -91,7 +91,7 @@ def test_timit_recipe(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "flax_wavlm"):
         result = train(config)
     for line in (
-        r"devices: 1 x cpu; mesh.data = 1, mesh.fsdp = 1; products in bfloat16, parameters in float32",
+        r"devices: \d x cpu; mesh.data = \d, mesh.fsdp = 1; products in bfloat16, parameters in float32",
         r"model: .*, [\d.]+ million parameters, [\d.]+ of them trained",
         r"kernels: auto; attention: xla in training",
         r"corpus: timit, .*/TIMIT",
