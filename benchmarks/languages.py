@@ -44,11 +44,12 @@ class Recipe(NamedTuple):
     steps: int
     learning_rate: float = 2e-3
     buckets: int = 2
+    speeds: str = ""  # of training clips, where they change
 
 
 RECIPES = {
     "de": Recipe("German", 6000, 2500),
-    "cmn": Recipe("Mandarin", 7000, 7000, learning_rate=3e-3, buckets=4),
+    "cmn": Recipe("Mandarin", 7000, 6800, learning_rate=3e-3, buckets=4, speeds="0.95,1,1.05"),
 }
 DEV_CLIPS, TEST_CLIPS = 100, 300
 
@@ -66,6 +67,7 @@ def settings(language: str, scale: float) -> dict[str, Any]:
         "data.synthetic.dev_clips": scaled(DEV_CLIPS),
         "data.synthetic.test_clips": scaled(TEST_CLIPS),
         "data.buckets": recipe.buckets,
+        **({"data.augment.speeds": recipe.speeds} if recipe.speeds else {}),
         "text.preset": "auto",
         "train.steps": scaled(recipe.steps),
         "train.eval_every": scaled(recipe.steps // 4),
@@ -193,7 +195,11 @@ def main() -> None:
     if kept := options.results or (None if options.rehearse else pairs.RESULTS):
         environment = pairs.environment()
         machine = "{cores} cores of {cpu}, load {load:.1f}, jax {jax}".format(**environment)
-        (kept / f"languages-{options.device}.txt").write_text("\n".join([machine, *said]) + "\n")
+        file = kept / f"languages-{options.device}.txt"
+        before = file.read_text().splitlines() if file.exists() else []
+        mine = tuple(f"{RECIPES[language].name}:" for language in options.languages)
+        others = [line for line in before if not line.startswith(mine)]
+        file.write_text("\n".join([*others, *(f"{line}; {machine}" for line in said)]) + "\n")
 
 
 if __name__ == "__main__":
