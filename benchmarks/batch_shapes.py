@@ -1,11 +1,11 @@
-"""Batches of so many seconds: padding, how long their shapes take to compile, and clips that change.
+"""`train.batch_seconds`: padding, and the time to compile all shapes. `data.augment`: clips a second.
 
     python benchmarks/batch_shapes.py
 
 Lengths are those of TIMIT's training clips under 4 s, as `input_pipeline.py` draws them, in batches of up to
-96 s (32 clips of 3 s). The bound is the padding of every clip in the smallest of so many padded lengths that
-holds it, chosen for the least of it: no plan of any batches has less. "Compiled" is the tracing and compiling
-of a training step for every shape, one after the other, none of it kept from before. The last rows are clips
+96 s (32 clips of 3 s). For the bound, each clip is padded to the smallest bucket that holds it, and the
+buckets are the best ones of their number. No plan pads less. "Compiled" is the tracing and compiling of a
+training step for every shape, one after the other, none of it kept from before. The last rows are clips
 a second that one thread changes as `data.augment` says: another speed, and recorded noise.
 """
 

@@ -40,7 +40,7 @@ class Noise(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What is done to training clips.
+    """The changes of training clips.
 
     Attributes:
         speeds: each clip gets one of these in an epoch, the same share of clips each (Ko et al. 2015, section
@@ -92,7 +92,7 @@ def at_speed(samples: np.ndarray | int, speed: np.ndarray | float) -> np.ndarray
 
 
 def change_speed(samples: np.ndarray, speed: float) -> np.ndarray:
-    """float32 [N] samples played so many times as fast: [at_speed(N, speed)]. Pitch and tempo change."""
+    """Plays float32 samples [N] faster by a factor. Gives [at_speed(N, speed)]; pitch and tempo change."""
     if speed == 1:
         return samples
     changed = soxr.resample(samples, SAMPLE_RATE * speed, SAMPLE_RATE, quality="HQ")

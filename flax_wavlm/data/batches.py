@@ -247,7 +247,7 @@ class Batches:
         return epoch, step - self._first_steps[epoch]
 
     def epochs(self, steps: int) -> float:
-        """How many epochs so many steps are."""
+        """The number of epochs that the first `steps` steps make, with its fraction."""
         if self._alike:
             return steps / self.steps_per_epoch
         epoch, position = self._place(steps)

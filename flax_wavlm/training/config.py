@@ -75,7 +75,7 @@ WHITE_NOISE = "white"
 
 @dataclass
 class AugmentSettings:
-    """What is done to training clips anew in each epoch. Clips of dev and test stay as they are."""
+    """Changes of training clips, drawn anew in each epoch. Clips of dev and test stay as they are."""
 
     speeds: tuple[float, ...] = ()  # each clip gets one of these an epoch: 0.9,1,1.1; empty: its own
     noise: str = ""  # what is added to clips: "white", or a folder of recordings of noise; empty: nothing

@@ -38,7 +38,7 @@ def _memory(device: jax.Device) -> int:
     """Bytes that this process may use; 0 where the device does not tell, or is another process's."""
     try:
         return int((device.memory_stats() or {}).get("bytes_limit", 0))
-    except (jax.errors.JaxRuntimeError, NotImplementedError):
+    except (jax.errors.JaxRuntimeError, NotImplementedError):  # how jax says that it does not know
         return 0
 
 
