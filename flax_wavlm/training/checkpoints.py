@@ -1,6 +1,6 @@
 """Checkpoints of a run, by orbax: the model, the training state, the data's position, the configuration.
 
-They are written in the background, on a CPU at once, and each is whole or absent. The latest two are kept, the
+They are written in the background, on a CPU at once; each is whole or absent. The latest two are kept, the
 best by the task's score, and where a run averages its last evaluated ones, these. Every checkpoint holds a
 checksum of each of its arrays, taken on the device before it is written. So damage on the disk is noticed
 before a checkpoint is used.
