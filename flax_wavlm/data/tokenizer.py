@@ -79,6 +79,7 @@ class CTCTokenizer:
         follows: the rule follows the vocabulary (`spelling.py`), as it must where the vocabulary was not made
             from texts of the rule.
         delimiter: the token of a space; None where the vocabulary has none.
+        delimiter_id: its id.
         by_token: labels are symbols with white space between them.
     """
 
@@ -120,6 +121,7 @@ class CTCTokenizer:
         self.blank_id: int = tokenizer.pad_token_id
         named = None if self.by_token else tokenizer.word_delimiter_token
         self.delimiter: str | None = named if named in tokenizer.encoder else None
+        self.delimiter_id: int | None = self._id(self.delimiter)
         # transformers counts the word delimiter as special.
         self.special_ids = frozenset(tokenizer.all_special_ids) - {self._id(named)}
         self.tokens = {

@@ -6,16 +6,19 @@ import pytest
 
 from flax_wavlm.data.text import TextRule
 from flax_wavlm.errors import UserError
-from flax_wavlm.porting.extras import EXTRAS_FILE, Extras, read_extras, write_extras
+from flax_wavlm.porting.extras import EXTRAS_FILE, Extras, TrainingSeconds, read_extras, write_extras
 
 
 def test_written_and_read(tmp_path: Path) -> None:
     assert read_extras(tmp_path) == Extras(TextRule(), follows_vocabulary=True)
-    extras = Extras(TextRule(language="tr", keep="ş-"), follows_vocabulary=False)
+    seconds = TrainingSeconds.of([1.0] * 99 + [3.0])
+    assert seconds == (1.0, 3.0)
+    extras = Extras(TextRule(language="tr", keep="ş-"), False, seconds, temperature=1.5)
     write_extras(tmp_path, extras)
     assert read_extras(tmp_path) == extras
     assert extras.with_text({"case": None}) == extras
-    assert extras.with_text({"case": "upper"}) == Extras(TextRule(case="upper", language="tr", keep="ş-"))
+    changed = TextRule(case="upper", language="tr", keep="ş-")
+    assert extras.with_text({"case": "upper"}) == Extras(changed, True, seconds, temperature=1.5)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +32,10 @@ def test_written_and_read(tmp_path: Path) -> None:
         ('{"version": 1, "text": {"case": 1}}', "text.case is 1"),
         ('{"version": 1, "text": {"preset": []}}', "text.preset"),
         ('{"version": 1, "text": {"follows_vocabulary": 1}}', "follows_vocabulary"),
+        ('{"version": 1, "temperature": 0}', "temperature is 0, expected a number above 0"),
+        ('{"version": 1, "temperature": NaN}', "temperature is nan"),
+        ('{"version": 1, "training_seconds": {"usual": 3}}', "training_seconds is .*usual and longest"),
+        ('{"version": 1, "training_seconds": {"usual": 3, "longest": 2}}', "training_seconds is"),
     ],
 )
 def test_unusable(tmp_path: Path, content: str, message: str) -> None:

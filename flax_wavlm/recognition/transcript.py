@@ -1,0 +1,118 @@
+"""What was said in a recording: its text, and when each word and character of it was said.
+
+U  labels of a hypothesis
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from flax_wavlm.data.tokenizer import CTCTokenizer
+from flax_wavlm.errors import UserError
+
+
+class Character(NamedTuple):
+    """A character, or a longer symbol of the vocabulary."""
+
+    character: str
+    start: float  # seconds from the recording's beginning
+    end: float
+    confidence: float  # 0 to 1
+
+
+class Word(NamedTuple):
+    """A word. In a vocabulary without blanks between words, each of its characters or symbols is one."""
+
+    word: str
+    start: float
+    end: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What became of one recording: what it says, or the reason why nothing is known of it.
+
+    Attributes:
+        file: the recording's path, or what its caller calls it.
+        text: what was said.
+        duration: of the recording, in seconds.
+        words, characters: in the order of time. Blanks between words are no characters.
+        confidence: 0 to 1, of all that was said; None where nothing was.
+        error: why there is no text.
+    """
+
+    file: Path | str
+    text: str = ""
+    duration: float = 0.0
+    words: tuple[Word, ...] = ()
+    characters: tuple[Character, ...] = ()
+    confidence: float | None = None
+    error: UserError | None = None
+
+
+class TimedLabels(NamedTuple):
+    """Labels without blanks, and what is known of each."""
+
+    ids: np.ndarray  # int [U]
+    times: np.ndarray  # float [U, 2], seconds: begin and end
+    confidences: np.ndarray  # float [U], 0 to 1
+    frames: np.ndarray  # int [U]: how many frames a confidence is the mean of
+
+
+class Spelled(NamedTuple):
+    """Labels as text; fields as `Transcript`'s."""
+
+    text: str
+    words: tuple[Word, ...]
+    characters: tuple[Character, ...]
+    confidence: float | None
+
+
+def spell(tokenizer: CTCTokenizer, labels: TimedLabels) -> Spelled:
+    """Writes labels as text, by the tokenizer's text rule, with the times of words and characters.
+
+    A word lasts from the begin of its first character to the end of its last one. Its confidence is the mean
+    over the frames of its characters. What the text rule leaves nothing of is no word.
+    """
+    words, characters = [], []
+    for part in _words(tokenizer, labels.ids):
+        text = tokenizer.normalise_hypothesis(tokenizer.decode(labels.ids[part], collapsed=True)).strip()
+        if not text:
+            continue
+        start, end = float(labels.times[part[0], 0]), float(labels.times[part[-1], 1])
+        words.append(Word(text, start, end, _mean(labels, part)))
+        for i in part.tolist():
+            symbol = tokenizer.normalise_hypothesis(tokenizer.token(int(labels.ids[i])))
+            if symbol:
+                start, end = labels.times[i].tolist()
+                characters.append(Character(symbol, start, end, float(labels.confidences[i])))
+    said = np.flatnonzero(~np.isin(labels.ids, _delimiters(tokenizer)))
+    return Spelled(
+        tokenizer.normalise_hypothesis(tokenizer.decode(labels.ids, collapsed=True)),
+        tuple(words),
+        tuple(characters),
+        _mean(labels, said) if len(said) else None,
+    )
+
+
+def _mean(labels: TimedLabels, part: np.ndarray) -> float:
+    return float(np.average(labels.confidences[part], weights=labels.frames[part]))
+
+
+def _delimiters(tokenizer: CTCTokenizer) -> list[int]:
+    return [] if tokenizer.delimiter_id is None else [tokenizer.delimiter_id]
+
+
+def _words(tokenizer: CTCTokenizer, ids: np.ndarray) -> Iterator[np.ndarray]:
+    """The places of each word's labels."""
+    if tokenizer.delimiter_id is None:
+        yield from np.arange(len(ids))[:, None]
+        return
+    letters = np.flatnonzero(ids != tokenizer.delimiter_id)
+    yield from (part for part in np.split(letters, np.flatnonzero(np.diff(letters) > 1) + 1) if len(part))
