@@ -46,21 +46,30 @@ def is_quiet(level: np.ndarray) -> np.ndarray:
     return level <= (floor + _THRESHOLD * (speech - floor) if speech - floor >= _CONTRAST else _QUIETEST)
 
 
-def gap_between(
-    quiet: np.ndarray, level: np.ndarray, first: tuple[float, float], then: tuple[float, float]
-) -> Gap:
-    """The longest pause between the middles of two neighbours, each a begin and an end in seconds.
+class Spoken(NamedTuple):
+    """Something that was said. The boundaries that CTC gives may be some tenths of a second away from it."""
 
-    A boundary of CTC may be some tenths of a second away from the word's. Without a pause, the gap is the
-    quietest step between the end of the one and the begin of the other.
+    begin: float  # seconds
+    end: float
+    surely: tuple[float, float]  # from when and until when it is certainly said: no pause is in between
+
+
+def gap_between(quiet: np.ndarray, level: np.ndarray, first: Spoken, then: Spoken) -> Gap:
+    """The longest pause between two neighbours; without one, the quietest step between them.
+
+    `quiet` [H] and `level` [H] are of the whole recording.
     """
-    low, high = (round(sum(times) / 2 * SAMPLE_RATE / STEP) for times in (first, then))
+    low, high = _steps(first.surely[1]), _steps(then.surely[0])
     inside = np.concatenate([[False], quiet[low:high], [False]])
     begins, ends = np.flatnonzero(inside[1:] != inside[:-1]).reshape(-1, 2).T
     if len(begins) and (ends - begins).max() * STEP >= PAUSE * SAMPLE_RATE:
         longest = int((ends - begins).argmax())
         return Gap(*((low + np.array([begins[longest], ends[longest]])) * STEP / SAMPLE_RATE).tolist())
-    low, high = sorted(round(time * SAMPLE_RATE / STEP) for time in (first[1], then[0]))
+    low, high = sorted([_steps(first.end), _steps(then.begin)])
     near = level[low : high + 1]
-    at = (low + int(near.argmin()) + 0.5) * STEP / SAMPLE_RATE if len(near) else (first[1] + then[0]) / 2
+    at = (low + int(near.argmin()) + 0.5) * STEP / SAMPLE_RATE if len(near) else (first.end + then.begin) / 2
     return Gap(at, at)
+
+
+def _steps(seconds: float) -> int:
+    return round(seconds * SAMPLE_RATE / STEP)

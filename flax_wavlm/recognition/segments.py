@@ -13,11 +13,12 @@ import numpy as np
 
 from flax_wavlm.errors import some
 from flax_wavlm.recognition.align import UNLIKELY, Aligned
-from flax_wavlm.recognition.pauses import Gap, gap_between, is_quiet
+from flax_wavlm.recognition.pauses import Gap, Spoken, gap_between, is_quiet
 from flax_wavlm.recognition.transcript import Word
 
 MARGIN = 0.2  # seconds of a pause that a clip keeps
 LONG_PAUSE = 2.0  # seconds: no clip goes on behind it
+_UNSURE = 0.15  # seconds by which the boundaries of a stretch without text may be wrong
 _GOOD_PAUSE = 0.5  # seconds: a longer pause is no better to cut at
 _WITHOUT_PAUSE = 3.0  # so many more cuts are taken to spare one inside fluent speech
 
@@ -47,27 +48,32 @@ def segments(
         min_confidence: of a clip; one with less is rejected, as is one with a word below `align.UNLIKELY`.
     """
     quiet, duration = is_quiet(level), aligned.transcript.duration
-    spoken: list[tuple[float, float, Word | None]] = [
-        *((word.start, word.end, word) for word in aligned.transcript.words),
-        *((begin, end, None) for begin, end in aligned.absent.tolist()),
-    ]
-    spoken.sort(key=lambda item: item[0])
-    items = [word for _, _, word in spoken]
-    times = [(begin, end) for begin, end, _ in spoken]
-    gaps = [
-        gap_between(quiet, level, before, after)
-        for before, after in pairwise([(0.0, 0.0), *times, (duration, duration)])
-    ]
+    spoken = sorted(_spoken(aligned), key=lambda item: item[0].begin)
+    items = [word for _, word in spoken]
+    times = [time for time, _ in spoken]
+    begin, end = (Spoken(time, time, (time, time)) for time in (0.0, duration))
+    gaps = [gap_between(quiet, level, *neighbours) for neighbours in pairwise([begin, *times, end])]
     found: list[Segment] = []
-    for begin, end in _runs(items, gaps):
-        if items[begin] is None:
-            found.append(Segment(*times[begin], "", 0.0, "speech that the text lacks"))
+    for low, high, reason in _runs(items, gaps):
+        if items[low] is None:
+            found.append(Segment(times[low].begin, times[low].end, "", 0.0, "speech that the text lacks"))
             continue
-        words = [item for item in items[begin:end] if item is not None]
-        for first, last in _cuts(gaps[begin : end + 1], max_seconds):
-            clip = _Span.of(gaps[begin + first], gaps[begin + last])
-            found.append(_judged(clip, words[first:last], aligned.joint, max_seconds, min_confidence))
+        words = [item for item in items[low:high] if item is not None]
+        for first, last in _cuts(gaps[low : high + 1], max_seconds):
+            clip = _Span.of(gaps[low + first], gaps[low + last])
+            judged = _judged(clip, words[first:last], aligned.joint, max_seconds, min_confidence)
+            found.append(judged._replace(reason=reason or judged.reason))
     return found
+
+
+def _spoken(aligned: Aligned) -> Iterator[tuple[Spoken, Word | None]]:
+    """The words, and None for each stretch of speech that the text lacks."""
+    for word in aligned.transcript.words:
+        middle = (word.start + word.end) / 2
+        yield Spoken(word.start, word.end, (middle, middle)), word
+    for begin, end in aligned.absent.tolist():
+        inside = min(_UNSURE, (end - begin) / 2)
+        yield Spoken(begin, end, (begin + inside, end - inside)), None
 
 
 class _Span(NamedTuple):
@@ -80,13 +86,30 @@ class _Span(NamedTuple):
         return cls(before.end - min(MARGIN, before.pause / 2), after.begin + min(MARGIN, after.pause / 2))
 
 
-def _runs(items: Sequence[Word | None], gaps: Sequence[Gap]) -> Iterator[tuple[int, int]]:
-    """Places [begin, end) of words that may be in one clip, and of each stretch without text."""
+def _runs(items: Sequence[Word | None], gaps: Sequence[Gap]) -> Iterator[tuple[int, int, str]]:
+    """Places [begin, end) of words that may be in one clip, and of each stretch without text.
+
+    The third says why the words are not to be trained on. Words that are joined to speech that the text lacks
+    may be the like of them in that speech: they are left out up to the next pause.
+    """
     begin = 0
     for place in range(1, len(items) + 1):
-        if place == len(items) or None in (items[place - 1], items[place]) or gaps[place].pause >= LONG_PAUSE:
-            yield begin, place
-            begin = place
+        if place < len(items) and None not in items[place - 1 : place + 1] and gaps[place].pause < LONG_PAUSE:
+            continue
+        paused = [i for i in range(begin + 1, place) if gaps[i].pause]
+        first = last = 0
+        if items[begin] is not None and begin and items[begin - 1] is None and not gaps[begin].pause:
+            first = (paused[0] if paused else place) - begin
+        if items[begin] is not None and items[place : place + 1] == [None] and not gaps[place].pause:
+            last = place - max(paused[-1] if paused else begin, begin + first)
+        for low, high, joined in (
+            (begin, begin + first, True),
+            (begin + first, place - last, False),
+            (place - last, place, True),
+        ):
+            if low < high:
+                yield low, high, "no pause before or after speech that the text lacks" if joined else ""
+        begin = place
 
 
 def _cuts(gaps: Sequence[Gap], max_seconds: float) -> list[tuple[int, int]]:
