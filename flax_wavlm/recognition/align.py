@@ -80,7 +80,7 @@ class Aligned(NamedTuple):
 
     transcript: Transcript
     absent: np.ndarray  # float [N, 2]: stretches of speech that the text lacks, in seconds
-    joint: str  # what stands between two words of the text
+    known: KnownText
 
     @property
     def unlikely(self) -> list[Word]:
@@ -122,7 +122,7 @@ def align_text(emissions: Emissions, known: KnownText, file: Path | str, *, star
         float(np.average(labels.confidences, weights=said)),
     )
     absent = emissions.seconds(found.absent)
-    return Aligned(transcript, absent[absent[:, 1] - absent[:, 0] >= LEAST_ABSENT], known.joint)
+    return Aligned(transcript, absent[absent[:, 1] - absent[:, 0] >= LEAST_ABSENT], known)
 
 
 def align_recording(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flax_wavlm.data.corpora.folders import read_utf8
+from flax_wavlm.data.text import is_mark, is_without_blanks
 from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.errors import UserError, shown, some
 from flax_wavlm.files import exists, is_file
@@ -24,12 +27,13 @@ log = logging.getLogger(__name__)
 MOST_BYTES = 16 * 2**20  # of a text file: what is said in a day is a twentieth of it
 
 
-class Piece(NamedTuple):
-    """A word of the text, and its labels: places [begin, end) of `KnownText.ids`."""
+class KnownWord(NamedTuple):
+    """A word of the text, as it is written there."""
 
-    word: str
-    begin: int
+    begin: int  # its place in the text, [begin, end)
     end: int
+    first: int  # its labels, [first, last)
+    last: int
 
 
 @dataclass(frozen=True)
@@ -38,25 +42,27 @@ class KnownText:
 
     Attributes:
         text: as it was given, with white space folded.
+        words: in their order. In a script that is written without blanks, a character is one. What the text
+            rule leaves nothing of, such as a dash that stands alone, has no labels and is no word.
         ids: int [L], labels with delimiters between words. A character that the vocabulary lacks is `wild`.
         symbols: what each label stands for; " " for a delimiter.
-        words: in their order; those that the text rule leaves nothing of have no labels and are not here. In
-            a vocabulary without blanks between words, each label is one.
         stars: bool [L + 1]: speech that the text lacks may stand before the label: at the text's beginning
-            and end, and before what stands behind white space in it.
+            and end, and before words.
         wild: the label of characters that the vocabulary lacks, one behind the model's own.
         blank_id: the CTC blank.
-        joint: what stands between two words where they are written as a text.
     """
 
     text: str
+    words: tuple[KnownWord, ...]
     ids: np.ndarray
     symbols: tuple[str, ...]
-    words: tuple[Piece, ...]
     stars: np.ndarray
     wild: int
     blank_id: int
-    joint: str
+
+    def written(self, first: int, last: int) -> str:
+        """The text of the words [first, last), with what stands between them."""
+        return self.text[self.words[first].begin : self.words[last - 1].end]
 
     @property
     def delimiters(self) -> np.ndarray:
@@ -89,28 +95,25 @@ def known_text(tokenizer: CTCTokenizer, text: str, where: str = "the text") -> K
     """
     ids: list[int] = []
     symbols: list[str] = []
-    words: list[Piece] = []
-    begins: list[int] = []
+    words: list[KnownWord] = []
     unknown: set[str] = set()
-    for word in text.split():
-        spelt = tokenizer.normalise(word)
+    text = " ".join(text.split())
+    apart = False  # whether a blank stands before the word
+    for begin, end in _units(text):
+        spelt = tokenizer.normalise(text[begin:end])
         labels, lacking = _labels(tokenizer, spelt)
+        apart |= text[begin - 1 : begin] == " "
         if not labels:
             continue
-        unknown |= lacking
-        if ids and tokenizer.delimiter_id is not None:
+        if ids and apart and tokenizer.delimiter_id is not None:
             ids.append(tokenizer.delimiter_id)
             symbols.append(" ")
-        begin = len(ids)
-        begins.append(begin)
+        words.append(KnownWord(begin, end, len(ids), len(ids) + len(labels)))
+        apart = False
+        unknown |= lacking
         ids += labels
         symbols += tokenizer.symbols(spelt)
-        if tokenizer.delimiter_id is None:
-            words += [Piece(symbols[place], place, place + 1) for place in range(begin, len(ids))]
-        else:
-            words.append(Piece(word, begin, len(ids)))
-    said = np.array([id != tokenizer.size and symbol != " " for id, symbol in zip(ids, symbols, strict=True)])
-    if not said.any():
+    if all(id in (tokenizer.size, tokenizer.delimiter_id) for id in ids):
         lacks = f"; the vocabulary has {some(sorted(tokenizer.tokens))}" if unknown else ""
         raise UserError(
             f"{shown(text[:60])} holds nothing that the model can say",
@@ -119,23 +122,37 @@ def known_text(tokenizer: CTCTokenizer, text: str, where: str = "the text") -> K
             do="give the words that are spoken in the recording",
         )
     if unknown:
-        log.warning(
-            "%s: the vocabulary lacks %s: any sound is taken for them",
-            where,
-            some(sorted(map(shown, unknown))),
-        )
+        lacking_ones = some(sorted(map(shown, unknown)))
+        log.warning("%s: the vocabulary lacks %s: any sound is taken for them", where, lacking_ones)
     stars = np.zeros(len(ids) + 1, bool)
-    stars[[*begins, len(ids)]] = True
+    stars[[*(word.first for word in words), len(ids)]] = True
     return KnownText(
-        " ".join(text.split()),
+        text,
+        tuple(words),
         np.array(ids, np.intp),
         tuple(symbols),
-        tuple(words),
         stars,
         tokenizer.size,
         tokenizer.blank_id,
-        "" if tokenizer.delimiter_id is None and not tokenizer.by_token else " ",
     )
+
+
+def _units(text: str) -> Iterator[tuple[int, int]]:
+    """Places [begin, end) of words: what stands between blanks, or a character of a script without them.
+
+    Marks and combining characters behind such a character belong to it.
+    """
+    begin, alone = 0, False  # whether the unit that begins there is such a character
+    for place, character in enumerate(text):
+        attached = unicodedata.category(character)[0] == "M" or is_mark(character)
+        if character == " " or is_without_blanks(character) or (alone and not attached):
+            if begin < place and not (is_without_blanks(character) and attached):
+                yield begin, place
+                begin = place
+            alone = is_without_blanks(character)
+            begin += character == " "
+    if begin < len(text):
+        yield begin, len(text)
 
 
 def _labels(tokenizer: CTCTokenizer, word: str) -> tuple[list[int], set[str]]:
@@ -154,12 +171,12 @@ def timed_words(known: KnownText, labels: TimedLabels) -> tuple[Word, ...]:
     weights = np.where(known.delimiters, 0, labels.frames)
     return tuple(
         Word(
-            word,
-            float(labels.times[begin, 0]),
-            float(labels.times[end - 1, 1]),
-            float(np.average(labels.confidences[begin:end], weights=weights[begin:end])),
+            known.text[begin:end],
+            float(labels.times[first, 0]),
+            float(labels.times[last - 1, 1]),
+            float(np.average(labels.confidences[first:last], weights=weights[first:last])),
         )
-        for word, begin, end in known.words
+        for begin, end, first, last in known.words
     )
 
 

@@ -21,10 +21,11 @@ from flax_wavlm.data.clips import describe_skipped
 from flax_wavlm.data.corpora.utterance import Skipped
 from flax_wavlm.errors import UserError, cannot_read, cannot_write
 from flax_wavlm.files import exists, read_json_object, write_atomically
-from flax_wavlm.recognition.align import Aligned, align_recording
+from flax_wavlm.recognition.align import align_recording
 from flax_wavlm.recognition.pauses import levels
 from flax_wavlm.recognition.recogniser import Recogniser
 from flax_wavlm.recognition.segments import Segment, segments
+from flax_wavlm.recognition.transcript import Transcript
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,6 @@ def cut_into(folder: Path, recogniser: Recogniser, cutting: Cutting) -> None:
     Raises UserError where the recording and the text cannot be aligned, no clip is left, or the folder cannot
     be written.
     """
-    identity = cutting.identity()
     aligned = align_recording(recogniser, cutting.audio, cutting.text, channel=cutting.channel)
     found = segments(
         aligned,
@@ -125,12 +125,21 @@ def cut_into(folder: Path, recogniser: Recogniser, cutting: Cutting) -> None:
         max_seconds=cutting.max_seconds or MAX_SECONDS,
         min_confidence=cutting.min_confidence,
     )
+    write_segments(folder, cutting, found, aligned.transcript)
+
+
+def write_segments(folder: Path, cutting: Cutting, found: Sequence[Segment], whole: Transcript) -> None:
+    """Writes the manifest, and what is rejected. Each file is whole or absent.
+
+    Raises UserError where no clip is left, or the folder cannot be written.
+    """
+    identity = cutting.identity()
     rows = [
         _row(number, segment, cutting, identity["audio"]) for number, segment in enumerate(found, start=1)
     ]
     used = [row for row in rows if "reason" not in row]
     rejected = [row for row in rows if "reason" in row]
-    said = _summary(found, aligned)
+    said = _summary(found, whole.duration)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / REJECTED, rejected)
@@ -140,9 +149,8 @@ def cut_into(folder: Path, recogniser: Recogniser, cutting: Cutting) -> None:
     except (OSError, ValueError) as error:
         raise cannot_write(folder, error) from None
     if rejected:
-        log.warning(
-            "%s", describe_skipped([Skipped(row["id"], row["reason"]) for row in rejected], verb="rejected")
-        )
+        reasons = [Skipped(row["id"], row["reason"]) for row in rejected]
+        log.warning("%s", describe_skipped(reasons, verb="rejected"))
     if not used:
         raise UserError(
             f"none of {len(found)} clips can be used",
@@ -172,11 +180,11 @@ def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     write_atomically(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _summary(found: Sequence[Segment], aligned: Aligned) -> str:
+def _summary(found: Sequence[Segment], seconds: float) -> str:
     used = [segment for segment in found if not segment.reason]
     minutes = sum(segment.end - segment.start for segment in used) / 60
     middle = np.median([segment.confidence for segment in used]) if used else 0.0
     return (
-        f"{len(used):,} clips, {minutes:.1f} of {aligned.transcript.duration / 60:.1f} minutes, median "
+        f"{len(used):,} clips, {minutes:.1f} of {seconds / 60:.1f} minutes, median "
         f"confidence {middle:.2f}; {len(found) - len(used):,} rejected, see {REJECTED}"
     )

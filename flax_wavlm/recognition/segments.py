@@ -14,7 +14,6 @@ import numpy as np
 from flax_wavlm.errors import some
 from flax_wavlm.recognition.align import UNLIKELY, Aligned
 from flax_wavlm.recognition.pauses import Gap, Spoken, gap_between, is_quiet
-from flax_wavlm.recognition.transcript import Word
 
 MARGIN = 0.2  # seconds of a pause that a clip keeps
 LONG_PAUSE = 2.0  # seconds: no clip goes on behind it
@@ -49,7 +48,7 @@ def segments(
     """
     quiet, duration = is_quiet(level), aligned.transcript.duration
     spoken = sorted(_spoken(aligned), key=lambda item: item[0].begin)
-    items = [word for _, word in spoken]
+    items = [word for _, word in spoken]  # the word's number
     times = [time for time, _ in spoken]
     begin, end = (Spoken(time, time, (time, time)) for time in (0.0, duration))
     gaps = [gap_between(quiet, level, *neighbours) for neighbours in pairwise([begin, *times, end])]
@@ -58,19 +57,20 @@ def segments(
         if items[low] is None:
             found.append(Segment(times[low].begin, times[low].end, "", 0.0, "speech that the text lacks"))
             continue
-        words = [item for item in items[low:high] if item is not None]
+        numbers = [item for item in items[low:high] if item is not None]
         for first, last in _cuts(gaps[low : high + 1], max_seconds):
             clip = _Span.of(gaps[low + first], gaps[low + last])
-            judged = _judged(clip, words[first:last], aligned.joint, max_seconds, min_confidence)
+            begin_word, end_word = numbers[first], numbers[last - 1] + 1
+            judged = _judged(clip, aligned, begin_word, end_word, max_seconds, min_confidence)
             found.append(judged._replace(reason=reason or judged.reason))
     return found
 
 
-def _spoken(aligned: Aligned) -> Iterator[tuple[Spoken, Word | None]]:
-    """The words, and None for each stretch of speech that the text lacks."""
-    for word in aligned.transcript.words:
+def _spoken(aligned: Aligned) -> Iterator[tuple[Spoken, int | None]]:
+    """The words with their numbers, and None for each stretch of speech that the text lacks."""
+    for number, word in enumerate(aligned.transcript.words):
         middle = (word.start + word.end) / 2
-        yield Spoken(word.start, word.end, (middle, middle)), word
+        yield Spoken(word.start, word.end, (middle, middle)), number
     for begin, end in aligned.absent.tolist():
         inside = min(_UNSURE, (end - begin) / 2)
         yield Spoken(begin, end, (begin + inside, end - inside)), None
@@ -86,7 +86,7 @@ class _Span(NamedTuple):
         return cls(before.end - min(MARGIN, before.pause / 2), after.begin + min(MARGIN, after.pause / 2))
 
 
-def _runs(items: Sequence[Word | None], gaps: Sequence[Gap]) -> Iterator[tuple[int, int, str]]:
+def _runs(items: Sequence[int | None], gaps: Sequence[Gap]) -> Iterator[tuple[int, int, str]]:
     """Places [begin, end) of words that may be in one clip, and of each stretch without text.
 
     The third says why the words are not to be trained on. Words that are joined to speech that the text lacks
@@ -136,8 +136,10 @@ def _cuts(gaps: Sequence[Gap], max_seconds: float) -> list[tuple[int, int]]:
 
 
 def _judged(
-    span: _Span, words: Sequence[Word], joint: str, max_seconds: float, min_confidence: float
+    span: _Span, aligned: Aligned, first: int, last: int, max_seconds: float, min_confidence: float
 ) -> Segment:
+    """The clip of the words [first, last)."""
+    words = aligned.transcript.words[first:last]
     lengths = np.array([word.end - word.start for word in words])
     confidence = float(np.average([word.confidence for word in words], weights=np.maximum(lengths, 1e-6)))
     unlikely = [word.word for word in words if word.confidence < UNLIKELY]
@@ -148,4 +150,4 @@ def _judged(
         reason = f"words that were hardly said: {some(unlikely)}"
     elif confidence < min_confidence:
         reason = f"confidence below {min_confidence:g}: {confidence:.3f}"
-    return Segment(*span, joint.join(word.word for word in words), confidence, reason)
+    return Segment(*span, aligned.known.written(first, last), confidence, reason)
