@@ -190,11 +190,6 @@ def in_case(text: str, case: str, language: str | None, capital_eszett: bool = F
 # --- Marks --------------------------------------------------------------------------------------------------
 
 
-def is_without_blanks(character: str) -> bool:
-    """Whether a character is of a script that is written without blanks between words."""
-    return _WITHOUT_BLANKS.match(character) is not None
-
-
 def is_mark(character: str) -> bool:
     """Whether a character is punctuation, a symbol, an enclosing mark, or typed for an apostrophe."""
     category = unicodedata.category(character)
