@@ -90,7 +90,7 @@ def _object(transcript: Transcript) -> dict[str, Any]:
     }
 
 
-def _timed(items: Sequence[Word] | Sequence[Character], duration: float) -> list[dict[str, Any]]:
+def _timed(items: Sequence[Word | Character], duration: float) -> list[dict[str, Any]]:
     spans = milliseconds([(item.start, item.end) for item in items], duration)
     return [
         item._asdict()
@@ -165,10 +165,8 @@ def _textgrid(transcript: Transcript) -> str:
     )
 
 
-def _intervals(
-    items: Sequence[Word] | Sequence[Character], duration: float
-) -> list[tuple[float, float, str]]:
+def _intervals(items: Sequence[Word | Character], duration: float) -> list[tuple[float, float, str]]:
     labels = [on_one_line(item[0]) for item in items]
     shown = [(label, item.start, item.end) for label, item in zip(labels, items, strict=True) if label]
-    spans = milliseconds([times for _, *times in shown], duration, least=1)
+    spans = milliseconds([(start, end) for _, start, end in shown], duration, least=1)
     return [(start / 1000, end / 1000, label) for (label, *_), (start, end) in zip(shown, spans, strict=True)]

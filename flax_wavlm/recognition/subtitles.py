@@ -20,8 +20,8 @@ from flax_wavlm.recognition.timeline import in_order, milliseconds
 from flax_wavlm.recognition.transcript import Transcript
 
 LINE = 42  # characters
-# Milliseconds between two words. Between words of one phrase there is seldom as much as 0.25 s, and a viewer
-# does not notice that a cue of one phrase goes half a second before the next one comes.
+# Milliseconds between two words. Phonetics counts silence from 250 ms as a pause (Goldman-Eisler 1968). Twice
+# that leaves a hesitation inside of its phrase, which then is read in one piece.
 PAUSE = 500
 SHOWN = 1000  # milliseconds that a cue is shown at least, unless the next one begins: time to read a word
 
