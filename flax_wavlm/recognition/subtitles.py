@@ -27,7 +27,7 @@ SHOWN = 1000  # milliseconds that a cue is shown at least, unless the next one b
 
 _JOINER = "\u2060"  # it has no width
 # What players, and libraries that read subtitles, take for more than text. SubRip has no escapes.
-_OF_BOTH = r"\{|\\|\d:\d\d?(?=:\d\d?[.,]\d)"
+_OF_BOTH = r"\{|\\|\d(?=:\d\d?[.,]\d)"
 _SPECIAL = {"srt": re.compile(rf"{_OF_BOTH}|<|-(?=>)|&(?=#?\w+;)"), "vtt": re.compile(_OF_BOTH)}
 
 

@@ -2,9 +2,11 @@
 
 import html
 import json
+import random
 from pathlib import Path
 
 import pytest
+from helpers.transcripts import check_formats, random_transcript
 from praatio import textgrid
 from pysubs2 import SSAFile
 
@@ -192,3 +194,9 @@ def test_words_of_no_length_have_intervals_and_cues(tmp_path):
 def test_a_format_that_does_not_exist():
     with pytest.raises(ValueError, match="'docx' is not one of text, json"):
         content(TWO, "docx")
+
+
+def test_random_speech_is_read_back(tmp_path):
+    rng = random.Random(0)
+    for _ in range(10):
+        check_formats(random_transcript(rng), tmp_path)
