@@ -21,6 +21,7 @@ import soundfile
 import torch
 from helpers.recordings import by_pyav, sweep
 from helpers.reference import tiny_reference
+from helpers.transcripts import check_formats, random_transcript
 
 from flax_wavlm import UserError, WavLMConfig
 from flax_wavlm.data.audio import duration_seconds, read_audio
@@ -469,3 +470,14 @@ def test_much_damage_ends_in_our_own_error(
         + ", ".join(f"{name} {ends.total()}" for name, ends in counts.items())
     )
     assert all(ends.total() > 20 for ends in counts.values())
+
+
+@pytest.mark.chaos
+def test_much_random_speech_is_read_back(tmp_path: Path, measured: Callable[[str], None]) -> None:
+    """Half a minute of words of any characters at any times, in every format."""
+    rng, count, until = random.Random(1), 0, time.monotonic() + 30
+    while time.monotonic() < until:
+        check_formats(random_transcript(rng), tmp_path)
+        count += 1
+    measured(f"fuzzing for 30 s: {count} transcripts written in 8 formats and read back")
+    assert count > 1000

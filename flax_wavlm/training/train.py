@@ -25,6 +25,7 @@ from flax_wavlm.recognition.forward import ClipBatches
 from flax_wavlm.recognition.marked import samples
 from flax_wavlm.recognition.task import TEST, Row, Scoring, choosing
 from flax_wavlm.training.average import evaluate_average
+from flax_wavlm.training.calibration import calibrate
 from flax_wavlm.training.checkpoints import Checkpoints
 from flax_wavlm.training.config import TrainConfig
 from flax_wavlm.training.dry_run import foretell, warnings_kept
@@ -255,6 +256,7 @@ def _finish(config: TrainConfig, run: Parts, workdir: Path, journal: Journal) ->
         if not any(row["split"] == TEST for row in journal.rows()):
             _evaluate_exported(config, run, run.speech.test, exported, journal, workdir)
             write_model_card(workdir, export, exported, scoring=scoring)
+    calibrate(config, run, export)
     metrics = read_metrics(workdir / "metrics.jsonl")
     _draw_curves(workdir, metrics, scoring)
     log.info("\n%s\n\nThe best, %s, is in %s", results_table(metrics, scoring), exported, export)
