@@ -106,7 +106,7 @@ def announce_finished(folder: Path, cutting: Cutting) -> bool:
             f"holds {MANIFEST} already, which was made otherwise ({', '.join(different)})",
             where=folder,
             expected="a folder without one",
-            do="give another output, or remove the file",
+            do="give another folder, or remove the file",
         )
     log.info("%s: all is there: %s", folder, made.get("found", MANIFEST))
     return True

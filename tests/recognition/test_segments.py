@@ -130,7 +130,7 @@ def test_a_folder_of_clips_is_a_manifest_and_a_second_start_says_what_is_there(
     assert "all is there: 1 clips" in caplog.text
     assert (folder / "train.jsonl").stat().st_mtime_ns == before
     other = Cutting(cutting.audio, "another text", "a model", max_seconds=3, speaker="s")
-    with pytest.raises(UserError, match=r"made otherwise \(text, max_seconds\), .*; give another output"):
+    with pytest.raises(UserError, match=r"made otherwise \(text, max_seconds\), .*; give another folder"):
         announce_finished(folder, other)
 
 
