@@ -117,7 +117,7 @@ class Statistics:
             note = (
                 f"empty channels: of {count}, numbered from 0, {', '.join(map(str, empty[:10]))} is left out"
             )
-        elif any(self._differ(loudest, other) for other in used if other != loudest):
+        elif any(self._differ(loudest, int(other)) for other in used if other != loudest):
             note = f"channels that differ: the mean of {count} is taken, as for one place with one speaker"
             note += "; where each has a speaker of its own, data.channel chooses one"
         return Mix(np.isin(np.arange(count), used).astype(np.float32), note)

@@ -19,7 +19,7 @@ from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.heads import structure
 from flax_wavlm.models.parameters import Params, merge
 from flax_wavlm.parallel import sharding
-from flax_wavlm.recognition.memory import out_of_memory_explained
+from flax_wavlm.recognition.memory import Batches, out_of_memory_explained
 from flax_wavlm.recognition.task import Batch, Task
 
 Array = jax.Array
@@ -67,6 +67,10 @@ class ClipBatches:
             process_count=jax.process_count(),
         )
 
+    def longest(self) -> HostBatch:
+        """The batch of the longest clips."""
+        return next(iter(self))
+
 
 def forward_pass(task: Task, config: WavLMConfig) -> Callable[[Params, Batch], tuple[Array, Array]]:
     """The function (params, batch) -> outputs [B, T, V], frame_lengths [B], without dropout.
@@ -95,7 +99,7 @@ def jit_over_batches(function: Callable[[Params, Batch], T], mesh: Mesh) -> Call
 def run_over(
     function: Callable[[Params, Batch], T],
     params: Params,
-    batches: ClipBatches,
+    batches: Batches,
     mesh: Mesh,
     *,
     field: str,
