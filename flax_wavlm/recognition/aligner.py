@@ -33,9 +33,9 @@ ALIGNER_FILE = "aligner.safetensors"
 METADATA = "flax_wavlm.aligner"  # the entry of the file that says in JSON what it is
 VERSION = 1  # of the file, and of what its tensors mean
 TAPS, WIDTH = 5, 128  # two convolutions of 5 taps hear 9 frames
-# What is added to the begin of a label's first frame and to the end of its last one, in seconds.
-# `benchmarks/word_times.py --offsets` measured them.
-START_OFFSET, END_OFFSET = -0.020, -0.007
+# What is added to the begin of a word's first frame and to the end of its last one, in seconds.
+# `benchmarks/word_times.py --offsets` measured them, on speech of its own.
+START_OFFSET, END_OFFSET = -0.016, 0.002
 FIT_AGAIN = "fit it again with fit_aligner.py, or remove the file"
 
 
@@ -59,8 +59,19 @@ class AlignerSize(NamedTuple):
         return cls(channels, params["head"]["bias"].shape[0], taps, width)
 
 
+class Standardise(nnx.Module):
+    """Each channel less its mean over speech, times one over its standard deviation. It is not trained."""
+
+    def __init__(self, channels: int):
+        self.mean = nnx.Param(jnp.zeros(channels))
+        self.scale = nnx.Param(jnp.ones(channels))
+
+    def __call__(self, x: Array) -> Array:  # [B, T, C]
+        return (x - self.mean[...]) * self.scale[...]
+
+
 class Aligner(nnx.Module):
-    """Norm, two convolutions over time, and a dense map to the model's labels; all in float32."""
+    """Two convolutions over time, and a dense map to the model's labels; all in float32."""
 
     def __init__(self, size: AlignerSize, rngs: nnx.Rngs):
         convolution = functools.partial(
@@ -71,7 +82,7 @@ class Aligner(nnx.Module):
             kernel_init=nnx.initializers.he_normal(),
             rngs=rngs,
         )
-        self.norm = nnx.LayerNorm(size.channels, epsilon=1e-5, rngs=rngs)
+        self.norm = Standardise(size.channels)
         self.conv0 = convolution(size.channels, size.width)
         self.conv1 = convolution(size.width, size.width)
         self.head = nnx.Linear(
@@ -100,6 +111,11 @@ def aligner_structure(size: AlignerSize) -> tuple[nnx.GraphDef, Params]:
     return split(nnx.eval_shape(lambda: Aligner(size, nnx.Rngs(0))))
 
 
+def aligner_logits(params: Params, features: Array, frame_lengths: Array) -> Array:
+    """Logits [B, T, V] float32; arguments as `aligner_log_probs`."""
+    return merge(aligner_structure(AlignerSize.of_params(params))[0], params)(features, frame_lengths)
+
+
 def aligner_log_probs(params: Params, features: Array, frame_lengths: Array) -> Array:
     """Log-probabilities [B, T, V] float32 of the labels in each frame.
 
@@ -108,8 +124,44 @@ def aligner_log_probs(params: Params, features: Array, frame_lengths: Array) -> 
         features: [B, T, C], the frozen feature encoder's output.
         frame_lengths: [B] int, the valid frames of each row; what is said of others is not to be read.
     """
-    aligner = merge(aligner_structure(AlignerSize.of_params(params))[0], params)
-    return jax.nn.log_softmax(aligner(features, frame_lengths))
+    return jax.nn.log_softmax(aligner_logits(params, features, frame_lengths))
+
+
+def text_to_align(labels: np.ndarray, delimiter_id: int | None) -> np.ndarray:
+    """The labels [L] of a text, with a blank between words also before the first word and behind the last.
+
+    An aligner is fitted to texts of this form, so that the silence around speech belongs to no word. In a
+    vocabulary without blanks between words (None), the labels as they are.
+    """
+    if delimiter_id is None or not len(labels):
+        return labels
+    said = np.flatnonzero(labels != delimiter_id)
+    edge = np.full(1, delimiter_id, labels.dtype)
+    return np.concatenate([edge, labels[said[0] : said[-1] + 1], edge]) if len(said) else labels
+
+
+def label_times(
+    frames: np.ndarray, labels: np.ndarray, delimiter_id: int | None, frame_seconds: float
+) -> np.ndarray:
+    """Seconds [L, 2] from the frames [L, 2] of a text's labels [L]: begin and end of each.
+
+    The frames are each label's first one and the one after its last, on the aligner's log-probabilities. Two
+    labels of a word that are next to each other meet at one moment.
+
+    Args:
+        frames: int [L, 2], from `alignment.align_labels`.
+        labels: int [L], the same text.
+        delimiter_id: of the blank between words; None: there is none.
+        frame_seconds: from one frame to the next.
+    """
+    times = frames * frame_seconds + (START_OFFSET, END_OFFSET)
+    said = np.flatnonzero(labels != delimiter_id)
+    before, after = said[:-1], said[1:]
+    meeting = frames[before, 1] == frames[after, 0]
+    times[before[meeting], 1] = times[after[meeting], 0] = (
+        frames[after[meeting], 0] * frame_seconds + (START_OFFSET + END_OFFSET) / 2
+    )
+    return np.maximum(times, 0.0)
 
 
 # --- The file -----------------------------------------------------------------------------------------------

@@ -18,13 +18,17 @@ from flax_wavlm.models.parameters import Params, split
 from flax_wavlm.porting.load import load_model
 from flax_wavlm.recognition.aligner import (
     ALIGNER_FILE,
+    END_OFFSET,
+    START_OFFSET,
     Aligner,
     AlignerSize,
     Fitting,
     aligner_log_probs,
     encoder_checksum,
+    label_times,
     load_aligner,
     save_aligner,
+    text_to_align,
 )
 
 CONFIG = WavLMConfig(conv_dim=(6,) * 7, vocab_size=9)
@@ -69,6 +73,28 @@ def test_features_of_a_model_in_bfloat16_are_worked_on_in_float32() -> None:
     rounded = jnp.asarray(features(1, 5, 6), jnp.bfloat16)
     expected = log_probs(new_aligner(), rounded.astype(jnp.float32), jnp.array([5]))
     np.testing.assert_array_equal(log_probs(new_aligner(), rounded, jnp.array([5])), expected)
+
+
+def test_a_text_to_align_has_blanks_around_it() -> None:
+    text = np.array([3, 4, 9, 5], np.int32)
+    assert text_to_align(text, 9).tolist() == [9, 3, 4, 9, 5, 9]
+    assert text_to_align(text, 9).dtype == np.int32
+    assert text_to_align(np.array([9, 9, 3, 9]), 9).tolist() == [9, 3, 9]
+    assert text_to_align(text, None).tolist() == text.tolist()
+    for nothing in ([], [9, 9]):
+        assert text_to_align(np.array(nothing, int), 9).tolist() == nothing
+
+
+def test_times_of_labels() -> None:
+    frames = np.array([[0, 2], [2, 3], [3, 4], [4, 6], [7, 9]])
+    times = label_times(frames, np.array([1, 2, 9, 3, 4]), 9, 0.02)
+    middle = (START_OFFSET + END_OFFSET) / 2
+    assert times[0].tolist() == [0.0, 0.04 + middle]  # not before the recording
+    np.testing.assert_allclose(times[1], [0.04 + middle, 0.06 + END_OFFSET])
+    np.testing.assert_allclose(times[3], [0.08 + START_OFFSET, 0.12 + END_OFFSET])
+    np.testing.assert_allclose(times[4], [0.14 + START_OFFSET, 0.18 + END_OFFSET])
+    assert (np.diff(times) > 0).all()
+    assert label_times(frames[:0], np.zeros(0, int), 9, 0.02).shape == (0, 2)
 
 
 # --- The file -----------------------------------------------------------------------------------------------
