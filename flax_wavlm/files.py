@@ -187,7 +187,7 @@ def _beside(path: Path) -> Path:
     Beside it and not in /tmp, because a rename is atomic only within one file system. What killed processes
     left there is removed when its last write is `ABANDONED` seconds ago.
     """
-    prefix = f".{path.name}.writing-"
+    prefix = f".{path.name[:48]}.writing-"  # with a long name it would be too long itself
     for left in path.parent.glob(f"{glob.escape(prefix)}*"):
         with contextlib.suppress(OSError):  # another process may be removing it too
             parts = (left, *left.iterdir()) if left.is_dir() else (left,)

@@ -162,6 +162,11 @@ def folded_blanks(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
+def is_without_blanks(character: str) -> bool:
+    """Whether the character's script is written without blanks between words, as Chinese and Thai are."""
+    return _WITHOUT_BLANKS.match(character) is not None
+
+
 # --- Case ---------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flax_wavlm.data.text import is_without_blanks
 from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.errors import UserError
 
@@ -26,7 +27,10 @@ class Character(NamedTuple):
 
 
 class Word(NamedTuple):
-    """A word. In a vocabulary without blanks between words, each of its characters or symbols is one."""
+    """A word. Where there are no blanks between words, each character or symbol is one.
+
+    That is so in a vocabulary without a blank, and in scripts such as Chinese or Thai in any vocabulary.
+    """
 
     word: str
     start: float
@@ -96,10 +100,7 @@ def spell(tokenizer: CTCTokenizer, labels: TimedLabels) -> Spelled:
     over the frames of its characters. What the text rule leaves nothing of is no word.
     """
     words, characters = [], []
-    for part in _words(tokenizer, labels.ids):
-        text = tokenizer.normalise_hypothesis(tokenizer.decode(labels.ids[part], collapsed=True)).strip()
-        if not text:
-            continue
+    for text, part in words_of_labels(tokenizer, labels.ids):
         start, end = float(labels.times[part[0], 0]), float(labels.times[part[-1], 1])
         words.append(Word(text, start, end, _mean(labels, part)))
         for i in part.tolist():
@@ -124,10 +125,17 @@ def _delimiters(tokenizer: CTCTokenizer) -> list[int]:
     return [] if tokenizer.delimiter_id is None else [tokenizer.delimiter_id]
 
 
-def _words(tokenizer: CTCTokenizer, ids: np.ndarray) -> Iterator[np.ndarray]:
-    """The places of each word's labels."""
-    if tokenizer.delimiter_id is None:
-        yield from np.arange(len(ids))[:, None]
-        return
-    letters = np.flatnonzero(ids != tokenizer.delimiter_id)
-    yield from (part for part in np.split(letters, np.flatnonzero(np.diff(letters) > 1) + 1) if len(part))
+def words_of_labels(tokenizer: CTCTokenizer, ids: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Each word that labels [U] spell, and its labels' places. What the rule leaves nothing of is no word."""
+    letters = np.flatnonzero(~np.isin(ids, _delimiters(tokenizer)))
+    alone = np.array([_is_word(tokenizer, int(id)) for id in ids[letters]], bool)
+    breaks = (np.diff(letters) > 1) | alone[:-1] | alone[1:]
+    for part in np.split(letters, np.flatnonzero(breaks) + 1):
+        text = tokenizer.normalise_hypothesis(tokenizer.decode(ids[part], collapsed=True)).strip()
+        if text:
+            yield text, part
+
+
+def _is_word(tokenizer: CTCTokenizer, id: int) -> bool:
+    """Whether a label is a word whatever stands beside it."""
+    return tokenizer.delimiter_id is None or is_without_blanks(tokenizer.token(id))

@@ -18,6 +18,7 @@ SCRIPTS = {
     "train_flax.py": "train",
     "evaluate.py": "evaluate",
     "transcribe.py": "transcribe",
+    "fit_aligner.py": "fit-aligner",
     "convert.py": "convert",
     "export_pytorch.py": "export",
 }
@@ -29,7 +30,7 @@ def test_list_of_commands(arguments: list[str], capsys: pytest.CaptureFixture[st
     assert app.main(arguments) == 0
     printed = capsys.readouterr().out
     assert all(re.search(rf"^  {name} +\w", printed, re.M) for name in app.COMMANDS)
-    assert list(app.COMMANDS) == ["train", "evaluate", "transcribe", "convert", "export"]
+    assert list(app.COMMANDS) == ["train", "evaluate", "transcribe", "fit-aligner", "convert", "export"]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,3 +52,12 @@ def test_words_have_the_times_of_their_characters() -> None:
 def test_without_a_label_nothing_is_said() -> None:
     assert spell(TOKENIZER, labels([], [], [])) == ("", (), (), None)
     assert spell(TOKENIZER, labels([SPACE], [0.5], [1]))[1:] == ((), (), None)
+
+
+def test_a_character_is_a_word_where_a_script_has_no_blanks() -> None:
+    """Our vocabularies have a blank whether or not the texts have one."""
+    tokenizer = CTCTokenizer.from_texts(["我爱 ab"])
+    ids = tokenizer.encode("我爱ab我 ab")
+    found = spell(tokenizer, labels(ids, [0.5] * len(ids), [1] * len(ids)))
+    assert [word.word for word in found.words] == ["我", "爱", "ab", "我", "ab"]
+    assert found.text == "我爱ab我 ab"
