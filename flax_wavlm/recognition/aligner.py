@@ -26,6 +26,7 @@ from flax_wavlm.errors import UserError, cannot_read, cannot_write, reason
 from flax_wavlm.files import exists, parse_json, replaced
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.parameters import Params, flatten, merge, split
+from flax_wavlm.recognition.alignment import align_labels, frames_needed
 
 Array = jax.Array
 
@@ -162,6 +163,34 @@ def label_times(
         frames[after[meeting], 0] * frame_seconds + (START_OFFSET + END_OFFSET) / 2
     )
     return np.maximum(times, 0.0)
+
+
+def aligned_times(
+    labels: np.ndarray, log_probs: np.ndarray, blank_id: int, delimiter_id: int | None, frame_seconds: float
+) -> np.ndarray:
+    """When the labels that a model recognised were said: seconds [L, 2], from the first frame.
+
+    Args:
+        labels: int [L], without CTC blanks.
+        log_probs: [T, V], the aligner's of the same frames.
+        blank_id: of the CTC blank.
+        delimiter_id: of the blank between words; None: there is none.
+        frame_seconds: from one frame to the next.
+    """
+    text = text_to_align(labels, delimiter_id)
+    if len(text) != len(labels) and frames_needed(text) > len(log_probs):
+        text = labels
+    frames = align_labels(log_probs, text, blank_id).frames
+    times = label_times(frames, text, delimiter_id, frame_seconds)
+    said = np.flatnonzero(labels != delimiter_id)
+    found = np.zeros((len(labels), 2))
+    if len(said):
+        first = int(np.flatnonzero(text != delimiter_id)[0])
+        inner = slice(said[0], said[-1] + 1)
+        found[inner] = times[first : first + said[-1] + 1 - said[0]]
+        found[: said[0]] = found[said[0], 0]  # blanks at the edges, which no word has
+        found[said[-1] + 1 :] = found[said[-1], 1]
+    return found
 
 
 # --- The file -----------------------------------------------------------------------------------------------

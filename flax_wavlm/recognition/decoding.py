@@ -71,6 +71,11 @@ class GreedyDecoder(NamedTuple):
         ]
 
 
+def every_posterior(log_probs: Array, frame_lengths: Array) -> dict[str, Array]:
+    """The evidence of no decoder: `log_probs` [B, T, V] as they are, for an alignment."""
+    return {"log_probs": log_probs}
+
+
 def best_path(logits: Array, frame_lengths: Array) -> Array:
     """The most probable label of every frame.
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.errors import UserError
-from flax_wavlm.models.parameters import Params
 from flax_wavlm.parallel.memory import OUT_OF_MEMORY, device_bytes, in_gb, planned_bytes, smaller
 
 
@@ -27,7 +26,7 @@ class Batches(Protocol):
         ...
 
 
-def forward_bytes(function: Any, params: Params, batch: Mapping[str, np.ndarray], rows: int) -> int:
+def forward_bytes(function: Any, params: Any, batch: Mapping[str, np.ndarray], rows: int) -> int:
     """Bytes that a function of parameters and a batch needs on each device. It is compiled and not run.
 
     Args:
@@ -42,7 +41,7 @@ def forward_bytes(function: Any, params: Params, batch: Mapping[str, np.ndarray]
 
 @contextlib.contextmanager
 def out_of_memory_explained(
-    function: Any, params: Params, batches: Batches, devices: int, field: str
+    function: Any, params: Any, batches: Batches, devices: int, field: str
 ) -> Iterator[None]:
     """Turns XLA's report of a device that is out of memory into one line that says what to change.
 
@@ -73,7 +72,7 @@ def out_of_memory_explained(
 
 def smaller_batch(
     function: Any,
-    params: Params,
+    params: Any,
     batches: Batches,
     devices: int,
     field: str,
@@ -92,7 +91,7 @@ def smaller_batch(
     return f"no smaller batch fits: {shorter}"
 
 
-def check_memory(function: Any, params: Params, batches: Batches, devices: int, field: str) -> None:
+def check_memory(function: Any, params: Any, batches: Batches, devices: int, field: str) -> None:
     """UserError where the longest batch needs more than the device's memory, before anything is computed.
 
     Arguments as for `out_of_memory_explained`.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -30,14 +30,17 @@ from flax_wavlm.porting.load import load_model
 from flax_wavlm.porting.mistaken import missing_vocabulary
 from flax_wavlm.porting.pretrained import open_weights
 from flax_wavlm.progress import bar
+from flax_wavlm.recognition.aligner import aligned_times, aligner_log_probs, encoder_checksum, load_aligner
 from flax_wavlm.recognition.ctc_task import character_ctc
-from flax_wavlm.recognition.decoding import GreedyDecoder
+from flax_wavlm.recognition.decoding import GreedyDecoder, every_posterior
+from flax_wavlm.recognition.emissions import Emissions, whole
 from flax_wavlm.recognition.evaluate import Evaluation, evaluate, make_eval_step
 from flax_wavlm.recognition.forward import ClipBatches, forward_pass, jit_over_batches, run_over
 from flax_wavlm.recognition.memory import check_memory
 from flax_wavlm.recognition.recordings import (
     BUCKETS,
     Evidence,
+    Heard,
     Source,
     WindowBatches,
     joined,
@@ -50,7 +53,10 @@ from flax_wavlm.recognition.windows import UNKNOWN, Windowing
 log = logging.getLogger(__name__)
 
 Array = jax.Array
+T = TypeVar("T")
+OfFrames = Callable[[Array, Array], dict[str, Array]]
 
+ALIGNER = "aligner"  # the name of an aligner's log-probabilities in the evidence of frames
 LANGUAGE_MODEL = ("alphabet.json", "language_model")  # files of pyctcdecode beside a tokenizer
 
 
@@ -69,6 +75,7 @@ class Recogniser:
     mesh: Mesh
     training_seconds: TrainingSeconds | None = None  # of the clips that it was trained on, where known
     temperature: float = 1.0  # logits are divided by it before posteriors are taken as confidences
+    aligner: Params | None = None  # tells when labels were said, see `recognition.aligner`
 
     @classmethod
     def from_pretrained(
@@ -129,15 +136,18 @@ class Recogniser:
             overrides={"dtype": dtype},
             placement=lambda path, shape: sharding.replicated(mesh),
         )
+        params = split(model)[1]
+        aligner = load_aligner(folder, model.config, encoder=encoder_checksum(params))
         return cls(
             weights.source,
             model.config,
-            split(model)[1],
+            params,
             tokenizer,
             preprocessor,
             mesh,
             extras.training_seconds,
             extras.temperature,
+            None if aligner is None else jax.device_put(aligner, sharding.replicated(mesh)),
         )
 
     @functools.cached_property
@@ -210,34 +220,62 @@ class Recogniser:
             channel=channel,
         )
 
-    def _transcripts(
+    def _transcripts(self, sources: Sequence[Source], **settings: Any) -> Iterator[Transcript]:
+        """`transcripts` of any sources; the arguments are checked at once."""
+        windowing = self.windowing(settings.pop("window", 0.0), at_pauses=settings.pop("at_pauses", True))
+        decoded = functools.partial(self._decoded, frame_seconds=windowing.hop / SAMPLE_RATE)
+        heard = self._heard(sources, windowing, self.decoder.evidence, decoded, **settings)
+
+        def spelled() -> Iterator[Transcript]:
+            notes = []
+            with bar("transcribing", len(sources)) as shown:
+                for source, stretches, ended in heard:
+                    shown.advance()
+                    if ended.error is not None:
+                        yield Transcript(source.name, error=ended.error)
+                        continue
+                    if ended.note:
+                        notes.append(Skipped(str(source.name), ended.note))
+                    said = spell(self.tokenizer, in_sequence(self.tokenizer, stretches))
+                    yield Transcript(source.name, duration=ended.seconds, **said._asdict())
+            if notes:
+                log.warning("%s", describe_skipped(notes, verb="decided for"))
+
+        return spelled()
+
+    def emissions(
         self,
-        sources: Sequence[Source],
+        source: str | Path | Samples,
         *,
-        batch_size: int,
-        window: float,
-        at_pauses: bool = True,
-        max_seconds: float = math.inf,
+        batch_size: int = 8,
+        window: float = 0.0,
         channel: str = "auto",
-    ) -> Iterator[Transcript]:
-        """Checks its arguments at once; the iterator that it returns does the work."""
-        sharding.check_batch_size("batch_size", batch_size, self.mesh)  # before much is read
-        if not max_seconds > 0:  # or NaN, which no clip would be longer than
-            raise UserError(field="max_seconds", found=max_seconds, expected="above 0")
-        windowing = self.windowing(window, at_pauses=at_pauses)
-        pieces = functools.partial(
-            read_windows, windowing=windowing, channel=channel, max_seconds=max_seconds
+    ) -> Emissions:
+        """What the model says of each frame of a recording of any length.
+
+        Args:
+            source: an audio file, or samples with their rate.
+            batch_size, window, channel: as in `transcripts`.
+        Raises:
+            UserError: as `transcripts`, and where the recording cannot be used.
+        """
+        named = source if isinstance(source, Samples) else Path(source)
+        name = "the recording" if isinstance(named, Samples) else named
+        windowing = self.windowing(window)
+        [(_, stretches, ended)] = self._heard(
+            [Source(name, named)],
+            windowing,
+            every_posterior,
+            lambda first, evidence: (first, evidence),
+            batch_size=batch_size,
+            channel=channel,
         )
-        batches = WindowBatches(
-            sources,
-            pieces,
-            batch_size,
-            self.preprocessor.do_normalize,
-            windowing.samples(windowing.longest),
-        )
-        if window > UNKNOWN.longest:
-            check_memory(self._evidence, self.params, batches, self.mesh.size, "batch_size")
-        return self._heard(batches, windowing)
+        if ended.error is not None:
+            raise ended.error
+        frames = windowing.frames(round(ended.seconds * SAMPLE_RATE))
+        arrays = whole(stretches, frames, self.config.vocab_size, self.tokenizer.blank_id)
+        frame_seconds = windowing.hop / SAMPLE_RATE
+        return Emissions(arrays["log_probs"], arrays.get(ALIGNER), frame_seconds, ended.seconds)
 
     def windowing(self, window: float = 0.0, *, at_pauses: bool = True) -> Windowing:
         """How recordings are cut, see `transcripts`. UserError where the window cannot be used."""
@@ -246,35 +284,53 @@ class Recogniser:
         seconds = TrainingSeconds(window, window) if window else self.training_seconds or UNKNOWN
         return Windowing.of(self.config, seconds, at_pauses=at_pauses)
 
-    def _heard(self, batches: WindowBatches, windowing: Windowing) -> Iterator[Transcript]:
-        if not batches.sources:
-            return
-        results: Iterator[Any] = run_over(self._evidence, self.params, batches, self.mesh, field="batch_size")
-        decode = functools.partial(self._decode, windowing=windowing)
-        notes = []
-        with bar("transcribing", len(batches.sources)) as shown:
-            for source, stretches, ended in joined(batches, results, decode):
-                shown.advance()
-                if ended.error is not None:
-                    yield Transcript(source.name, error=ended.error)
-                    continue
-                if ended.note:
-                    notes.append(Skipped(str(source.name), ended.note))
-                spelled = spell(self.tokenizer, in_sequence(self.tokenizer, stretches))
-                yield Transcript(source.name, duration=ended.seconds, **spelled._asdict())
-        if notes:
-            log.warning("%s", describe_skipped(notes, verb="decided for"))
+    def _heard(
+        self,
+        sources: Sequence[Source],
+        windowing: Windowing,
+        of_frames: OfFrames,
+        of_stretch: Callable[[int, Evidence], T],
+        *,
+        batch_size: int,
+        max_seconds: float = math.inf,
+        channel: str = "auto",
+    ) -> Iterator[Heard[T]]:
+        """What is made of the stretches of each recording; the arguments are checked at once.
 
-    def _decode(self, first: int, evidence: Evidence, windowing: Windowing) -> TimedLabels:
-        """What was said in a stretch that begins with the recording's frame `first`."""
-        best = self.decoder.hypotheses(evidence)[0]
-        times = (first + best.frames) * windowing.hop / SAMPLE_RATE
-        return TimedLabels(best.ids, times, best.confidences, best.frames[:, 1] - best.frames[:, 0])
+        Args:
+            of_frames: a decoder's `evidence`.
+            of_stretch: as `recordings.joined` takes it.
+        """
+        sharding.check_batch_size("batch_size", batch_size, self.mesh)  # before much is read
+        if not max_seconds > 0:  # or NaN, which no clip would be longer than
+            raise UserError(field="max_seconds", found=max_seconds, expected="above 0")
+        pieces = functools.partial(
+            read_windows, windowing=windowing, channel=channel, max_seconds=max_seconds
+        )
+        longest = windowing.samples(windowing.longest)
+        batches = WindowBatches(sources, pieces, batch_size, self.preprocessor.do_normalize, longest)
+        function, params = self._evidence(of_frames), (self.params, self.aligner)
+        if longest > UNKNOWN.longest * SAMPLE_RATE:
+            check_memory(function, params, batches, self.mesh.size, "batch_size")
+        results: Iterator[Any] = run_over(function, params, batches, self.mesh, field="batch_size")
+        return joined(batches, results, of_stretch)
 
-    @property
+    @functools.cached_property
     def decoder(self) -> GreedyDecoder:
         """Turns what the model says of frames into labels."""
         return GreedyDecoder(self.tokenizer.blank_id)
+
+    def _decoded(self, first: int, evidence: Evidence, *, frame_seconds: float) -> TimedLabels:
+        """What was said in a stretch that begins with the recording's frame `first`, and when."""
+        best = self.decoder.hypotheses(evidence)[0]
+        times = best.frames * frame_seconds
+        if ALIGNER in evidence and len(best.ids):
+            delimiter = self.tokenizer.delimiter_id
+            times = aligned_times(
+                best.ids, evidence[ALIGNER], self.decoder.blank_id, delimiter, frame_seconds
+            )
+        weights = best.frames[:, 1] - best.frames[:, 0]
+        return TimedLabels(best.ids, first * frame_seconds + times, best.confidences, weights)
 
     def evaluate(
         self,
@@ -319,14 +375,21 @@ class Recogniser:
     def _batches(self, clips: Sequence[Clip], batch_size: int) -> ClipBatches:
         return ClipBatches(clips, batch_size, BUCKETS, do_normalize=self.preprocessor.do_normalize)
 
-    @functools.cached_property
-    def _evidence(self) -> Callable[[Params, Batch], tuple[Array, dict[str, Array]]]:
-        """The jitted function (params, batch) -> window [B], what the decoder needs of its frames."""
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - a recogniser lives as long as its programs
+    def _evidence(self, of_frames: OfFrames) -> Callable[..., tuple[Array, dict[str, Array]]]:
+        """The jitted function (params, batch) -> window [B], what a decoder needs of its frames.
+
+        `params` are the model's and the aligner's. Where there is an aligner, its log-probabilities are among
+        the evidence, as `ALIGNER`.
+        """
         forward = forward_pass(self.task, self.config)
 
-        def evidence(params: Params, batch: Batch) -> tuple[Array, dict[str, Array]]:
-            logits, frame_lengths = forward(params, batch)
-            log_probs = jax.nn.log_softmax(logits / self.temperature)
-            return batch["clip"], self.decoder.evidence(log_probs, frame_lengths)
+        def evidence(params: tuple[Params, Params | None], batch: Batch) -> tuple[Array, dict[str, Array]]:
+            model, aligner = params
+            logits, frame_lengths, features = forward(model, batch)
+            found = of_frames(jax.nn.log_softmax(logits / self.temperature), frame_lengths)
+            if aligner is not None:
+                found |= {ALIGNER: aligner_log_probs(aligner, features, frame_lengths)}
+            return batch["clip"], found
 
         return jit_over_batches(evidence, self.mesh)
