@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from flax import nnx
 from helpers.recordings import by_pyav, sweep
 from helpers.reference import tiny_reference
 from helpers.transcripts import check_formats, random_transcript
@@ -35,8 +36,10 @@ from flax_wavlm.data.corpora.utterance import EmptySplit
 from flax_wavlm.data.preprocessor import Preprocessor
 from flax_wavlm.data.text import TextRule
 from flax_wavlm.data.tokenizer import CTCTokenizer
+from flax_wavlm.models.parameters import split
 from flax_wavlm.porting.extras import Extras, read_extras, write_extras
 from flax_wavlm.porting.pretrained import open_weights
+from flax_wavlm.recognition.aligner import Aligner, AlignerSize, Fitting, load_aligner, save_aligner
 from flax_wavlm.training.report.metrics import read_metrics
 
 
@@ -293,6 +296,14 @@ def checkpoint_reader(config: Path, name: str) -> Callable[[Path, bytes], Any]:
     return read
 
 
+def read_aligner(folder: Path, data: bytes) -> None:
+    (folder / "aligner.safetensors").write_bytes(data)
+    config = WavLMConfig(conv_dim=(2,) * 7, vocab_size=3)
+    aligner = load_aligner(folder, config, encoder="00000000")
+    assert aligner is not None
+    assert AlignerSize.of_params(aligner) == (2, 3, 3, 4)
+
+
 @pytest.fixture(scope="module")
 def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
     reference = tiny_reference(
@@ -311,6 +322,8 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
     CTCTokenizer.from_texts(["abc"]).save(good)
     Preprocessor(do_normalize=True, return_attention_mask=True).save(good)
     write_extras(good, Extras(TextRule(language="tr", keep="ş-", case="upper"), follows_vocabulary=False))
+    aligner = split(Aligner(AlignerSize(2, 3, taps=3, width=4), nnx.Rngs(0)))[1]
+    save_aligner(good, aligner, Fitting(alpha=1.0, steps=1, clips=1), encoder="00000000")
     config = reference.folder / "config.json"
     pickles = []
     for zipped in (True, False):
@@ -365,6 +378,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
             [(reference.folder / "model.safetensors").read_bytes()],
             checkpoint_reader(config, "model.safetensors"),
         ),
+        "aligner.safetensors": Target([(good / "aligner.safetensors").read_bytes()], read_aligner, quick=60),
         "pickle": Target(pickles, checkpoint_reader(config, "pytorch_model.bin")),
     }
 
@@ -389,6 +403,7 @@ NAMES = (
     "preprocessor_config.json",
     "flax_wavlm.json",
     "safetensors",
+    "aligner.safetensors",
     "pickle",
 )
 

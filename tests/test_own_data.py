@@ -193,6 +193,7 @@ def get_config():
     config.data.buckets = 1
     config.train.batch_size, config.train.steps, config.train.eval_every = 4, 4, 2
     config.train.log_every, config.train.head_first_steps, config.optim.warmup_steps = 2, 1, 2
+    config.train.aligner = False
     return config
 """
 

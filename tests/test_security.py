@@ -195,7 +195,7 @@ result = train(TrainConfig(
     workdir=str(folder / "run"),
     model=ModelSettings(checkpoint=str(tiny)),
     data=DataSettings(corpus="manifest", path=str(folder)),
-    train=LoopSettings(batch_size=1, eval_batch_size=1, steps=1),
+    train=LoopSettings(batch_size=1, eval_batch_size=1, steps=1, aligner=False),
     optim=OptimSettings(warmup_steps=0),
 ))
 export_run(folder / "run", folder / "exported")

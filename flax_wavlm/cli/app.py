@@ -26,6 +26,7 @@ from flax_wavlm.cli.command import Command
 from flax_wavlm.cli.convert import CONVERT
 from flax_wavlm.cli.evaluate import EVALUATE
 from flax_wavlm.cli.export import EXPORT
+from flax_wavlm.cli.fit_aligner import FIT_ALIGNER
 from flax_wavlm.cli.help import ASKED, overview, page
 from flax_wavlm.cli.huge_pages import restart_with_huge_pages
 from flax_wavlm.cli.names import in_flags, text_in_flags
@@ -35,7 +36,8 @@ from flax_wavlm.cli.transcribe import TRANSCRIBE
 from flax_wavlm.errors import Preempted, UserError, did_you_mean, printable, reason
 
 COMMANDS = {
-    command.name: command for command in (TRAIN, EVALUATE, TRANSCRIBE, ALIGN, SEGMENT, CONVERT, EXPORT)
+    command.name: command
+    for command in (TRAIN, EVALUATE, TRANSCRIBE, ALIGN, SEGMENT, FIT_ALIGNER, CONVERT, EXPORT)
 }
 
 FAILED = 1  # exit status where something unforeseen happened, or the run's other processes were lost

@@ -102,8 +102,8 @@ def read_parts(
     found: list[Mono | UserError | None] = [None] * len(parts)
     order = sorted(range(len(parts)), key=lambda i: parts[i].start or 0.0)
     try:
-        with _opened(source, name) as recording:
-            _check_header(recording, name)
+        with opened(source, name) as recording:
+            check_header(recording, name)
             window = Window(recording)
             for i in order:
                 try:
@@ -120,7 +120,7 @@ def duration_seconds(source: Path | bytes, name: str = "") -> float | None:
 
     Raises UserError as `read_audio` does for a file that cannot be opened.
     """
-    with _opened(source, name or _name(source)) as recording:
+    with opened(source, name or _name(source)) as recording:
         return None if recording.promised is None else recording.promised / recording.rate
 
 
@@ -136,7 +136,8 @@ def _name(source: Path | bytes | Samples) -> str:
 
 
 @contextmanager
-def _opened(source: Path | bytes | Samples, name: str) -> Iterator[Recording]:
+def opened(source: Path | bytes | Samples, name: str) -> Iterator[Recording]:
+    """A recording, opened by its content. Errors inside the `with` become UserErrors too."""
     if isinstance(source, Samples):
         yield _Held(source, name)
         return
@@ -209,7 +210,7 @@ def _read_part(
         if channel not in ("auto", "mean"):
             to_mono(samples[:1], SAMPLE_RATE, channel, name)  # which the only channel must be
     else:
-        _check_values(samples, name)
+        check_values(samples, name)
         mono = to_mono(samples, recording.rate, channel, name)
     clip = mono.samples
     if recording.rate != SAMPLE_RATE and len(clip):
@@ -239,7 +240,7 @@ def _whole(
         )
     if recording.promised is not None:
         samples = samples[: recording.promised]
-        _check_whole(len(samples), recording.promised, missing_ok, name)
+        check_whole(len(samples), recording.promised, missing_ok, name)
     return samples, None, 0
 
 
@@ -270,7 +271,7 @@ def _range(
         raise OutsideFile(f"of {(end or 0) - start:g} s", where=name, expected="a shorter part")
     samples = window.read(begin, count)
     if recording.promised is not None and begin + len(samples) < min(recording.promised, begin + count):
-        _check_whole(begin + len(samples), recording.promised, missing_ok, name)
+        check_whole(begin + len(samples), recording.promised, missing_ok, name)
     found = (begin + len(samples)) / rate
     slack = 0.0 if end is None else tolerance(end - start)
     if found <= start or (end is not None and found < end - slack):
@@ -283,7 +284,8 @@ def _range(
     return samples, wanted, before
 
 
-def _check_header(recording: Recording, name: str) -> None:
+def check_header(recording: Recording, name: str) -> None:
+    """UserError for a header that no recording has."""
     if isinstance(recording, SoundFiles) and recording.open_ended:
         raise UserError(
             "the header leaves the length open (a FLAC stream written into a pipe)",
@@ -301,7 +303,7 @@ def _check_header(recording: Recording, name: str) -> None:
         )
 
 
-def _check_whole(found: int, promised: int, missing_ok: int, name: str) -> None:
+def check_whole(found: int, promised: int, missing_ok: int, name: str) -> None:
     """UserError where more than `missing_ok` samples are missing; a warning where fewer are."""
     if found >= promised:
         return
@@ -318,7 +320,7 @@ def _check_whole(found: int, promised: int, missing_ok: int, name: str) -> None:
     log.warning("%s", error)
 
 
-def _check_values(samples: np.ndarray, name: str) -> None:
+def check_values(samples: np.ndarray, name: str) -> None:
     """UserError for floats [N, channels] that are no sound."""
     if bad := samples.size - np.count_nonzero(np.isfinite(samples)):
         raise UserError(

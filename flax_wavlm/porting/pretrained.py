@@ -94,7 +94,7 @@ def locate(source: str | Path) -> Path:
     A hub id is downloaded (or found in the cache) by huggingface_hub, which honours HF_HUB_OFFLINE.
     """
     check_named(source)
-    path = local_copy(source, ["*.json", "model*.safetensors"])
+    path = local_copy(source, ["*.json", "model*.safetensors", "aligner.safetensors"])
     downloaded = path != Path(os.path.expanduser(source))
     if downloaded and not any((path / name).exists() for name in WEIGHT_FILES):
         path = local_copy(source, ["*.json", "pytorch_model*.bin"])

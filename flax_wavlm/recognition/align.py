@@ -30,51 +30,6 @@ UNLIKELY = 0.1  # a word of less confidence is named: it may not have been said
 LEAST_ABSENT = 0.3  # seconds of speech that the text lacks; less is a sound that the model takes for another
 
 
-class Emissions(NamedTuple):
-    """What the model says of each frame of a recording."""
-
-    log_probs: np.ndarray  # float32 [T, V]
-    seconds_per_frame: float
-    duration: float  # seconds
-
-    def seconds(self, frames: np.ndarray) -> np.ndarray:
-        """The times of frames, of any shape."""
-        return np.minimum(frames * self.seconds_per_frame, self.duration)
-
-
-def emissions(recogniser: Recogniser, source: Path | Samples, *, channel: str = "auto") -> Emissions:
-    """Those of a recording, which is heard in pieces of 20 s."""
-    samples = read_audio(source, missing_ok=FEW, channel=channel)
-    least, size, config = recogniser.config.min_samples, 20 * SAMPLE_RATE, recogniser.config
-    pieces = [samples[i : i + size] for i in range(0, len(samples), size)]
-    if len(pieces) > 1 and len(pieces[-1]) < least:
-        pieces[-2:] = [np.concatenate(pieces[-2:])]
-    clips = [
-        Clip(str(i), piece, labels=np.zeros(0, np.int32), text="", speaker="")
-        for i, piece in enumerate(pieces)
-    ]
-    forward = forward_pass(recogniser.task, config)
-
-    def log_probs(params, batch):  # type: ignore
-        logits, lengths = forward(params, batch)
-        return batch["clip"], jax.nn.log_softmax(logits), lengths
-
-    found = [np.zeros((0, config.vocab_size), np.float32)] * len(pieces)
-    batches = ClipBatches(clips, 8, 1, do_normalize=recogniser.preprocessor.do_normalize)
-    function = jit_over_batches(log_probs, recogniser.mesh)
-    hop = int(np.prod(config.conv_stride))
-    for rows, batch, lengths in run_over(
-        function, recogniser.params, batches, recogniser.mesh, field="batch_size"
-    ):
-        for row, log_prob, length in zip(rows, batch, lengths, strict=True):
-            if row >= 0:
-                whole = np.full((max(length, len(pieces[row]) // hop), log_prob.shape[1]), -20.0, np.float32)
-                whole[:, recogniser.tokenizer.blank_id] = 0.0
-                whole[:length] = log_prob[:length]
-                found[row] = whole
-    return Emissions(np.concatenate(found), hop / SAMPLE_RATE, len(samples) / SAMPLE_RATE)
-
-
 class Aligned(NamedTuple):
     """A text with its times."""
 
@@ -99,10 +54,16 @@ class Aligned(NamedTuple):
         return found
 
 
-def align_text(emissions: Emissions, known: KnownText, file: Path | str, *, stars: bool = True) -> Aligned:
+def align_text(
+    emissions: Emissions, tokenizer: CTCTokenizer, known: KnownText, file: Path | str, *, stars: bool = True
+) -> Aligned:
     """When a text was said, from what the model says of each frame.
 
+    The model itself finds the text in the recording, and is asked how sure it is. Where it has an aligner,
+    that then says when each label was said, between one pause and the next.
+
     Args:
+        tokenizer: the model's.
         file: what the transcript calls the recording.
         stars: speech that the text lacks may stand before, behind and between its words.
     Raises:
@@ -110,8 +71,14 @@ def align_text(emissions: Emissions, known: KnownText, file: Path | str, *, star
     """
     log_probs = _with_wild(emissions.log_probs, known)
     found = align_labels(log_probs, known.ids, known.blank_id, stars=known.stars if stars else None)
+    absent = found.absent * emissions.frame_seconds
+    absent = absent[absent[:, 1] - absent[:, 0] >= LEAST_ABSENT]
+    if emissions.aligner is None:
+        times = found.frames * emissions.frame_seconds
+    else:
+        times = _by_aligner(found, _with_wild(emissions.aligner, known), known, tokenizer, emissions)
     frames = np.diff(found.frames, axis=1)[:, 0]
-    labels = TimedLabels(known.ids, emissions.seconds(found.frames), found.confidences, frames)
+    labels = TimedLabels(known.ids, np.clip(times, 0.0, emissions.duration), found.confidences, frames)
     said = np.where(known.delimiters, 0, frames)
     transcript = Transcript(
         file,
@@ -121,8 +88,39 @@ def align_text(emissions: Emissions, known: KnownText, file: Path | str, *, star
         timed_characters(known, labels),
         float(np.average(labels.confidences, weights=said)),
     )
-    absent = emissions.seconds(found.absent)
-    return Aligned(transcript, absent[absent[:, 1] - absent[:, 0] >= LEAST_ABSENT], known)
+    return Aligned(transcript, absent, known)
+
+
+def _by_aligner(
+    found: Alignment, log_probs: np.ndarray, known: KnownText, tokenizer: CTCTokenizer, emissions: Emissions
+) -> np.ndarray:
+    """Seconds [L, 2]. The aligner hears too little to find a text among others: it is given runs of words.
+
+    A run ends where the model hears a long pause, or speech that the text lacks.
+
+    Args:
+        found: by the model.
+        log_probs: the aligner's, [T, V + 1] where the text has characters that the vocabulary lacks.
+    """
+    times = found.frames * emissions.frame_seconds
+    said = np.flatnonzero(~known.delimiters)
+    gaps = np.stack([found.frames[said[:-1], 1], found.frames[said[1:], 0]], axis=1)
+    starred = np.searchsorted(found.absent[:, 0], gaps[:, 1]) > np.searchsorted(found.absent[:, 0], gaps[:, 0])
+    apart = (gaps[:, 1] - gaps[:, 0]) * emissions.frame_seconds >= RUN_PAUSE
+    breaks = np.flatnonzero((apart | starred) & known.stars[said[1:]])
+    begins, ends = said[np.append(0, breaks + 1)], said[np.append(breaks, -1)] + 1
+    middles = gaps[breaks].sum(axis=1) // 2
+    bounds = np.concatenate([[0], middles, [len(log_probs)]])
+    for first, last, begin, end in zip(begins, ends, bounds[:-1], bounds[1:], strict=True):
+        run = aligned_times(
+            known.ids[first:last],
+            log_probs[begin:end],
+            known.blank_id,
+            tokenizer.delimiter_id,
+            emissions.frame_seconds,
+        )
+        times[first:last] = np.clip(begin * emissions.frame_seconds + run, *(bounds_seconds := (begin * emissions.frame_seconds, end * emissions.frame_seconds)))
+    return times
 
 
 def align_recording(
@@ -132,7 +130,7 @@ def align_recording(
     *,
     text_name: Path | str = "",
     stars: bool = True,
-    channel: str = "auto",
+    **settings: Any,
 ) -> Aligned:
     """When each word of a text was said in a recording of any length.
 
@@ -141,14 +139,14 @@ def align_recording(
         text: what is said; it goes through the tokenizer's text rule.
         text_name: what messages call the text.
         stars: as for `align_text`.
-        channel: of recordings with several, see `read_audio`.
+        settings: of `Recogniser.every_emissions`.
     Raises:
         UserError: the recording cannot be read, the text has nothing that the model can say, or the
             recording is too short for the text.
     """
     name = audio if isinstance(audio, Path) else "the recording"
     known = known_text(recogniser.tokenizer, text, str(text_name or f"the text of {name}"))
-    return _aligned(emissions(recogniser, audio, channel=channel), known, name, stars)
+    return _aligned(recogniser, recogniser.emissions(audio, **settings), known, name, stars)
 
 
 def align_utterances(
@@ -159,29 +157,38 @@ def align_utterances(
     name: str,
     stars: bool = True,
     channel: str = "auto",
+    **settings: Any,
 ) -> Iterator[Transcript]:
     """The same of each clip of a corpus, in their order; one that cannot be aligned says why.
 
     Args:
         unusable: what the corpus's reader could not use; the log names it.
         name: what messages call the clips.
-        stars, channel: as for `align_recording`.
+        stars, channel, settings: as for `align_recording`.
     """
     if unusable:
         log.warning("%s: %s", name, describe_skipped(unusable))
-    doubts = []
-    audio = decode_audio(utterances, threads=None, cache=None, name=name, channel=channel)
-    for utterance, samples in zip(utterances, audio, strict=True):
-        id = utterance.id
+    texts: list[KnownText | UserError] = []
+    for utterance in utterances:
         try:
-            if isinstance(samples, UserError):
-                raise samples
-            known = known_text(recogniser.tokenizer, utterance.text, f"the text of {id}")
-            aligned = _aligned(emissions(recogniser, Samples(samples, SAMPLE_RATE)), known, id, stars)
+            texts.append(known_text(recogniser.tokenizer, utterance.text, f"the text of {utterance.id}"))
         except UserError as error:
-            yield Transcript(id, error=error)
+            texts.append(error)
+    audio = list(decode_audio(utterances, threads=None, cache=None, name=name, channel=channel))
+    sources = [
+        Source(utterance.id, Samples(samples, SAMPLE_RATE))
+        for utterance, samples, text in zip(utterances, audio, texts, strict=True)
+        if isinstance(samples, np.ndarray) and isinstance(text, KnownText)
+    ]
+    heard = recogniser.every_emissions(sources, **settings)
+    doubts = []
+    for utterance, samples, text in zip(tracked(utterances, "aligning", len(utterances)), audio, texts, strict=True):
+        try:
+            aligned = _aligned(recogniser, _usable(samples, text, heard), _or_raise(text), utterance.id, stars)
+        except UserError as error:
+            yield Transcript(utterance.id, error=error)
             continue
-        doubts += [Skipped(id, doubt) for doubt in aligned.doubts()]
+        doubts += [Skipped(utterance.id, doubt) for doubt in aligned.doubts()]
         yield aligned.transcript
     if doubts:
         log.warning("%s: %s", name, describe_skipped(doubts, verb="in doubt"))

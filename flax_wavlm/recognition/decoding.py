@@ -9,6 +9,7 @@ the evidence of a long recording's windows is joined. So a decoder works for cli
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import jax
@@ -40,7 +41,7 @@ class Decoder(Protocol):
         """
         ...
 
-    def hypotheses(self, evidence: dict[str, np.ndarray]) -> list[Hypothesis]:
+    def hypotheses(self, evidence: Mapping[str, np.ndarray]) -> list[Hypothesis]:
         """Of one stretch of speech, from arrays [T, ...] of its own frames; at least one, the best first."""
         ...
 
@@ -54,7 +55,7 @@ class GreedyDecoder(NamedTuple):
         """`path` [B, T] int32 and `log_prob` [B, T] float32, the label's."""
         return {"path": best_path(log_probs, frame_lengths), "log_prob": log_probs.max(axis=-1)}
 
-    def hypotheses(self, evidence: dict[str, np.ndarray]) -> list[Hypothesis]:
+    def hypotheses(self, evidence: Mapping[str, np.ndarray]) -> list[Hypothesis]:
         path, log_prob = evidence["path"], evidence["log_prob"]
         begins, ends = runs(path)
         said = path[begins] != self.blank_id
@@ -68,6 +69,11 @@ class GreedyDecoder(NamedTuple):
                 float(log_prob.sum(dtype=np.float64)),
             )
         ]
+
+
+def every_posterior(log_probs: Array, frame_lengths: Array) -> dict[str, Array]:
+    """The evidence of no decoder: `log_probs` [B, T, V] as they are, for an alignment."""
+    return {"log_probs": log_probs}
 
 
 def best_path(logits: Array, frame_lengths: Array) -> Array:

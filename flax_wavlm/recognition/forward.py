@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -19,10 +19,11 @@ from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.heads import structure
 from flax_wavlm.models.parameters import Params, merge
 from flax_wavlm.parallel import sharding
-from flax_wavlm.recognition.memory import out_of_memory_explained
+from flax_wavlm.recognition.memory import Batches, out_of_memory_explained
 from flax_wavlm.recognition.task import Batch, Task
 
 Array = jax.Array
+P = TypeVar("P")  # parameters
 T = TypeVar("T")
 
 IN_FLIGHT = 2  # batches that the device may be given before the first one's result is fetched
@@ -67,23 +68,37 @@ class ClipBatches:
             process_count=jax.process_count(),
         )
 
+    def longest(self) -> HostBatch:
+        """The batch of the longest clips."""
+        return next(iter(self))
 
-def forward_pass(task: Task, config: WavLMConfig) -> Callable[[Params, Batch], tuple[Array, Array]]:
-    """The function (params, batch) -> outputs [B, T, V], frame_lengths [B], without dropout.
+
+class Forward(NamedTuple):
+    """What a model makes of a batch."""
+
+    outputs: Array  # [B, T, V]
+    frame_lengths: Array  # [B] int
+    features: Array  # [B, T, C], the feature encoder's output
+
+
+def forward_pass(task: Task, config: WavLMConfig) -> Callable[[Params, Batch], Forward]:
+    """The function (params, batch) -> `Forward`, without dropout.
 
     Whatever the configuration says about GroupNorm, here it runs over each clip's own frames: neither a text
     nor a figure of a base model may depend on what else is in the batch.
     """
     graphdef, _ = structure(dataclasses.replace(config, masked_group_norm=True), model=task.head)
 
-    def forward(params: Params, batch: Batch) -> tuple[Array, Array]:
-        result = merge(graphdef, params)(input_values(batch), batch["lengths"])
-        return result[0], result[1]
+    def forward(params: Params, batch: Batch) -> Forward:
+        model: Any = merge(graphdef, params)
+        features = model.features(input_values(batch), batch["lengths"])
+        result = model.from_features(features, batch["lengths"])
+        return Forward(result[0], result[1], features)
 
     return forward
 
 
-def jit_over_batches(function: Callable[[Params, Batch], T], mesh: Mesh) -> Callable[[Params, Batch], T]:
+def jit_over_batches(function: Callable[[P, Batch], T], mesh: Mesh) -> Callable[[P, Batch], T]:
     """The function compiled for batches that are split over the mesh; its result is whole on every device."""
     return jax.jit(
         function,
@@ -93,9 +108,9 @@ def jit_over_batches(function: Callable[[Params, Batch], T], mesh: Mesh) -> Call
 
 
 def run_over(
-    function: Callable[[Params, Batch], T],
-    params: Params,
-    batches: ClipBatches,
+    function: Callable[[P, Batch], T],
+    params: P,
+    batches: Batches,
     mesh: Mesh,
     *,
     field: str,

@@ -11,19 +11,22 @@ import numpy as np
 
 from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.errors import UserError
-from flax_wavlm.models.parameters import Params
 from flax_wavlm.parallel.memory import OUT_OF_MEMORY, device_bytes, in_gb, planned_bytes, smaller
 
 
 class Batches(Protocol):
-    """Batches of clips, the longest first, as `forward.ClipBatches` has them."""
+    """Batches of clips, as `forward.ClipBatches` and `recordings.WindowBatches` have them."""
 
     batch_size: int
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]: ...
 
+    def longest(self) -> dict[str, np.ndarray]:
+        """A batch of the largest shape."""
+        ...
 
-def forward_bytes(function: Any, params: Params, batch: Mapping[str, np.ndarray], rows: int) -> int:
+
+def forward_bytes(function: Any, params: Any, batch: Mapping[str, np.ndarray], rows: int) -> int:
     """Bytes that a function of parameters and a batch needs on each device. It is compiled and not run.
 
     Args:
@@ -38,13 +41,13 @@ def forward_bytes(function: Any, params: Params, batch: Mapping[str, np.ndarray]
 
 @contextlib.contextmanager
 def out_of_memory_explained(
-    function: Any, params: Params, batches: Batches, devices: int, field: str
+    function: Any, params: Any, batches: Batches, devices: int, field: str
 ) -> Iterator[None]:
     """Turns XLA's report of a device that is out of memory into one line that says what to change.
 
     Args:
         function, params: as in `forward_bytes`.
-        batches: the longest comes first.
+        batches: of which the longest is looked at.
         devices: a batch's size is a multiple of their number.
         field: what sets the batch size.
     Raises:
@@ -55,7 +58,7 @@ def out_of_memory_explained(
     except jax.errors.JaxRuntimeError as error:
         if OUT_OF_MEMORY not in str(error):
             raise
-        batch, limit = next(iter(batches)), device_bytes()
+        batch, limit = batches.longest(), device_bytes()
         seconds = batch["samples"].shape[1] / SAMPLE_RATE
         needed = forward_bytes(function, params, batch, batches.batch_size)
         there = f"of the {in_gb(limit)} there are" if limit else "of its memory"
@@ -68,11 +71,40 @@ def out_of_memory_explained(
 
 
 def smaller_batch(
-    function: Any, params: Params, batches: Batches, devices: int, field: str, most: int
+    function: Any,
+    params: Any,
+    batches: Batches,
+    devices: int,
+    field: str,
+    most: int,
+    *,
+    shorter: str = "leave out the longest clips, or cut them up at pauses",
 ) -> str:
-    """A sentence about the largest smaller batch that needs no more than `most` bytes. It was compiled."""
-    batch = next(iter(batches))
+    """A sentence about the largest smaller batch that needs no more than `most` bytes. It was compiled.
+
+    `shorter` says what else helps, where no smaller batch fits.
+    """
+    batch = batches.longest()
     for size in smaller(batches.batch_size, devices):
         if (needed := forward_bytes(function, params, batch, size)) <= most:
             return f"set {field}={size}, which needs {in_gb(needed)}"
-    return "no smaller batch fits: leave out the longest clips, or cut them up at pauses"
+    return f"no smaller batch fits: {shorter}"
+
+
+def check_memory(function: Any, params: Any, batches: Batches, devices: int, field: str) -> None:
+    """UserError where the longest batch needs more than the device's memory, before anything is computed.
+
+    Arguments as for `out_of_memory_explained`.
+    """
+    batch, limit = batches.longest(), device_bytes()
+    needed = forward_bytes(function, params, batch, batches.batch_size)
+    if limit and needed > limit:
+        seconds = batch["samples"].shape[1] / SAMPLE_RATE
+        raise UserError(
+            f"by XLA's plan, {field}={batches.batch_size} with windows of up to {seconds:.0f} s needs "
+            f"{in_gb(needed)} of the {in_gb(limit)} there are",
+            field=field,
+            do=smaller_batch(
+                function, params, batches, devices, field, limit, shorter="set a shorter window"
+            ),
+        )

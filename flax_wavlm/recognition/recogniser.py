@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from flax_wavlm.data.audio import FEW, Part, read_parts
-from flax_wavlm.data.batches import FILLER
-from flax_wavlm.data.channels import Mono
 from flax_wavlm.data.clips import Clip, describe_skipped, usable_clips
-from flax_wavlm.data.corpora.utterance import Skipped, Utterance
+from flax_wavlm.data.corpora.utterance import Samples, Skipped, Utterance
 from flax_wavlm.data.preprocessor import Preprocessor
 from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.data.tokenizer import CTCTokenizer
@@ -28,30 +25,39 @@ from flax_wavlm.files import exists
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.parameters import Params, split
 from flax_wavlm.parallel import sharding
-from flax_wavlm.porting.extras import read_extras
+from flax_wavlm.porting.extras import TrainingSeconds, read_extras
 from flax_wavlm.porting.load import load_model
 from flax_wavlm.porting.mistaken import missing_vocabulary
 from flax_wavlm.porting.pretrained import open_weights
-from flax_wavlm.progress import bar, tracked
+from flax_wavlm.progress import bar
+from flax_wavlm.recognition.aligner import aligned_times, aligner_log_probs, encoder_checksum, load_aligner
 from flax_wavlm.recognition.ctc_task import character_ctc
+from flax_wavlm.recognition.decoding import GreedyDecoder, every_posterior
+from flax_wavlm.recognition.emissions import Emissions, whole
 from flax_wavlm.recognition.evaluate import Evaluation, evaluate, make_eval_step
 from flax_wavlm.recognition.forward import ClipBatches, forward_pass, jit_over_batches, run_over
+from flax_wavlm.recognition.memory import check_memory
+from flax_wavlm.recognition.recordings import (
+    BUCKETS,
+    Evidence,
+    Heard,
+    Source,
+    WindowBatches,
+    joined,
+    read_windows,
+)
 from flax_wavlm.recognition.task import Batch, Task
+from flax_wavlm.recognition.transcript import TimedLabels, Transcript, in_sequence, spell
+from flax_wavlm.recognition.windows import UNKNOWN, Windowing
 
 log = logging.getLogger(__name__)
 
 Array = jax.Array
+T = TypeVar("T")
+OfFrames = Callable[[Array, Array], dict[str, Array]]
 
+ALIGNER = "aligner"  # the name of an aligner's log-probabilities in the evidence of frames
 LANGUAGE_MODEL = ("alphabet.json", "language_model")  # files of pyctcdecode beside a tokenizer
-BUCKETS = 4  # padded lengths, each of which compiles once
-
-
-class Transcript(NamedTuple):
-    """What became of one file: its text, or the reason why there is none."""
-
-    file: Path
-    text: str
-    error: UserError | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +73,9 @@ class Recogniser:
     tokenizer: CTCTokenizer
     preprocessor: Preprocessor
     mesh: Mesh
+    training_seconds: TrainingSeconds | None = None  # of the clips that it was trained on, where known
+    temperature: float = 1.0  # logits are divided by it before posteriors are taken as confidences
+    aligner: Params | None = None  # tells when labels were said, see `recognition.aligner`
 
     @classmethod
     def from_pretrained(
@@ -127,97 +136,214 @@ class Recogniser:
             overrides={"dtype": dtype},
             placement=lambda path, shape: sharding.replicated(mesh),
         )
-        return cls(weights.source, model.config, split(model)[1], tokenizer, preprocessor, mesh)
+        params = split(model)[1]
+        aligner = load_aligner(folder, model.config, encoder=encoder_checksum(params))
+        return cls(
+            weights.source,
+            model.config,
+            params,
+            tokenizer,
+            preprocessor,
+            mesh,
+            extras.training_seconds,
+            extras.temperature,
+            None if aligner is None else jax.device_put(aligner, sharding.replicated(mesh)),
+        )
 
     @functools.cached_property
     def task(self) -> Task:
         """What the model was trained for: character CTC."""
         return character_ctc(self.tokenizer, reduction=self.config.ctc_loss_reduction)
 
-    def transcribe(self, clips: Sequence[np.ndarray], *, batch_size: int = 8) -> list[str]:
-        """The greedy text of each clip, as transformers' ASR pipeline gives it for the clip alone.
+    def transcribe(
+        self, clips: Sequence[np.ndarray], *, batch_size: int = 8, window: float = 0.0
+    ) -> list[Transcript]:
+        """What each clip says, by greedy decoding, and when.
+
+        A clip that is not longer than a window has the text that transformers' ASR pipeline gives for it
+        alone.
 
         Args:
             clips: samples [N] of each, mono at 16 kHz: float32, or int16 of full scale 32768.
             batch_size: clips worked on at a time; a multiple of the number of devices.
+            window: as in `transcripts`.
         Raises:
             UserError: a clip is shorter than one frame, or the batch size does not suit the devices or
                 their memory.
         """
-        sharding.check_batch_size("batch_size", batch_size, self.mesh)
-        for i, samples in enumerate(clips):
-            self._check_length(samples, f"clip {i}")
-        if not clips:
-            return []
-        batches = self._batches([_unlabelled(i, samples) for i, samples in enumerate(clips)], batch_size)
-        texts = [""] * len(clips)
-        with bar("transcribing", len(clips)) as shown:
-            for rows, predictions in run_over(
-                self._predict, self.params, batches, self.mesh, field="batch_size"
-            ):
-                for clip, prediction in zip(rows, predictions, strict=True):
-                    if clip != FILLER:
-                        texts[clip] = self.task.decode(prediction)
-                shown.advance(int(np.count_nonzero(rows != FILLER)))
-        return texts
+        sources = [
+            Source(f"clip {i}", Samples(np.asarray(samples), SAMPLE_RATE)) for i, samples in enumerate(clips)
+        ]
+        found = list(self._transcripts(sources, batch_size=batch_size, window=window))
+        for transcript in found:
+            if transcript.error is not None:
+                raise transcript.error
+        return found
 
-    def transcribe_files(
+    def transcribe_files(self, files: Sequence[str | Path], **settings: Any) -> list[Transcript]:
+        """`transcripts` as a list."""
+        return list(self.transcripts(files, **settings))
+
+    def transcripts(
         self,
         files: Sequence[str | Path],
         *,
         batch_size: int = 8,
-        max_seconds: float = 60.0,
+        window: float = 0.0,
+        at_pauses: bool = True,
+        max_seconds: float = math.inf,
         channel: str = "auto",
-    ) -> list[Transcript]:
-        """`transcribe` for audio files, in their order; one that cannot be used does not lose the others.
+    ) -> Iterator[Transcript]:
+        """What each audio file says, in their order, each as soon as it is known.
+
+        Files may be of any length: they are read, and heard, window by window (`recognition.windows`). One
+        that cannot be used does not lose the others.
 
         Args:
             files: paths of audio files, see `flax_wavlm.data.audio.read_audio`.
-            batch_size: as in `transcribe`.
-            max_seconds: a longer file is an error. Memory grows with the square of the longest clip in a
-                batch.
+            batch_size: windows worked on at a time; a multiple of the number of devices.
+            window: seconds of a window; 0: as long as most clips were that the model was trained on, where
+                its folder says so, else 20 s. Memory grows with its square.
+            at_pauses: windows end at pauses where there are any; False: each has the same length.
+            max_seconds: a longer file is an error.
             channel: of recordings with several, see `read_audio`.
         Raises:
-            UserError: `batch_size` or `max_seconds` cannot be used. An error of one file is in its
-                transcript.
+            UserError: `batch_size`, `window` or `max_seconds` cannot be used, or the memory does not suffice.
+                An error of one file is in its transcript.
+        """
+        return self._transcripts(
+            [Source(Path(file), Path(file)) for file in files],
+            batch_size=batch_size,
+            window=window,
+            at_pauses=at_pauses,
+            max_seconds=max_seconds,
+            channel=channel,
+        )
+
+    def _transcripts(self, sources: Sequence[Source], **settings: Any) -> Iterator[Transcript]:
+        """`transcripts` of any sources; the arguments are checked at once."""
+        windowing = self.windowing(settings.pop("window", 0.0), at_pauses=settings.pop("at_pauses", True))
+        decoded = functools.partial(self._decoded, frame_seconds=windowing.hop / SAMPLE_RATE)
+        heard = self._heard(sources, windowing, self.decoder.evidence, decoded, **settings)
+
+        def spelled() -> Iterator[Transcript]:
+            notes = []
+            with bar("transcribing", len(sources)) as shown:
+                for source, stretches, ended in heard:
+                    shown.advance()
+                    if ended.error is not None:
+                        yield Transcript(source.name, error=ended.error)
+                        continue
+                    if ended.note:
+                        notes.append(Skipped(str(source.name), ended.note))
+                    said = spell(self.tokenizer, in_sequence(self.tokenizer, stretches))
+                    yield Transcript(source.name, duration=ended.seconds, **said._asdict())
+            if notes:
+                log.warning("%s", describe_skipped(notes, verb="decided for"))
+
+        return spelled()
+
+    def emissions(self, source: str | Path | Samples, **settings: Any) -> Emissions:
+        """What the model says of each frame of a recording of any length: an audio file, or samples.
+
+        Settings and errors are those of `every_emissions`. UserError also where the recording cannot be used.
+        """
+        named = source if isinstance(source, Samples) else Path(source)
+        name = "the recording" if isinstance(named, Samples) else named
+        [found] = self.every_emissions([Source(name, named)], **settings)
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    def every_emissions(
+        self,
+        sources: Sequence[Source],
+        *,
+        batch_size: int = 8,
+        window: float = 0.0,
+        channel: str = "auto",
+    ) -> Iterator[Emissions | UserError]:
+        """What the model says of each frame of recordings, in their order, or why one cannot be used.
+
+        Args:
+            batch_size, window, channel: as in `transcripts`.
+        Raises:
+            UserError: as `transcripts`.
+        """
+        windowing = self.windowing(window)
+        heard = self._heard(
+            sources,
+            windowing,
+            every_posterior,
+            lambda first, evidence: (first, evidence),
+            batch_size=batch_size,
+            channel=channel,
+        )
+        for source, stretches, ended in heard:
+            if ended.error is not None:
+                yield ended.error
+                continue
+            if ended.note:
+                log.warning("%s: decided for %s", source.name, ended.note)
+            frames = windowing.frames(round(ended.seconds * SAMPLE_RATE))
+            arrays = whole(stretches, frames, self.config.vocab_size, self.tokenizer.blank_id)
+            frame_seconds = windowing.hop / SAMPLE_RATE
+            yield Emissions(arrays["log_probs"], arrays.get(ALIGNER), frame_seconds, ended.seconds)
+
+    def windowing(self, window: float = 0.0, *, at_pauses: bool = True) -> Windowing:
+        """How recordings are cut, see `transcripts`. UserError where the window cannot be used."""
+        if not 0 <= window < math.inf:
+            raise UserError(field="window", found=window, expected="seconds, or 0 for the model's own")
+        seconds = TrainingSeconds(window, window) if window else self.training_seconds or UNKNOWN
+        return Windowing.of(self.config, seconds, at_pauses=at_pauses)
+
+    def _heard(
+        self,
+        sources: Sequence[Source],
+        windowing: Windowing,
+        of_frames: OfFrames,
+        of_stretch: Callable[[int, Evidence], T],
+        *,
+        batch_size: int,
+        max_seconds: float = math.inf,
+        channel: str = "auto",
+    ) -> Iterator[Heard[T]]:
+        """What is made of the stretches of each recording; the arguments are checked at once.
+
+        Args:
+            of_frames: a decoder's `evidence`.
+            of_stretch: as `recordings.joined` takes it.
         """
         sharding.check_batch_size("batch_size", batch_size, self.mesh)  # before much is read
         if not max_seconds > 0:  # or NaN, which no clip would be longer than
             raise UserError(field="max_seconds", found=max_seconds, expected="above 0")
+        pieces = functools.partial(
+            read_windows, windowing=windowing, channel=channel, max_seconds=max_seconds
+        )
+        longest = windowing.samples(windowing.longest)
+        batches = WindowBatches(sources, pieces, batch_size, self.preprocessor.do_normalize, longest)
+        function, params = self._evidence(of_frames), (self.params, self.aligner)
+        if longest > UNKNOWN.longest * SAMPLE_RATE:
+            check_memory(function, params, batches, self.mesh.size, "batch_size")
+        results: Iterator[Any] = run_over(function, params, batches, self.mesh, field="batch_size")
+        return joined(batches, results, of_stretch)
 
-        def read(file: Path) -> Mono | UserError:
-            [read] = read_parts(file, [Part()], missing_ok=FEW, channel=channel)
-            if isinstance(read, UserError):
-                return read
-            samples = read.samples
-            try:
-                self._check_length(samples, str(file))
-            except UserError as error:
-                return error
-            if len(samples) > max_seconds * SAMPLE_RATE:
-                return UserError(
-                    f"{len(samples) / SAMPLE_RATE:.1f} s",
-                    where=file,
-                    expected=f"at most {max_seconds:g} s",
-                    do="cut it up at pauses, or raise max_seconds (and lower batch_size if memory runs out)",
-                )
-            return read
+    @functools.cached_property
+    def decoder(self) -> GreedyDecoder:
+        """Turns what the model says of frames into labels."""
+        return GreedyDecoder(self.tokenizer.blank_id)
 
-        paths = [Path(file) for file in files]
-        with ThreadPoolExecutor() as pool:
-            found = list(tracked(pool.map(read, paths), "decoding", len(paths)))
-        clips = [read.samples for read in found if isinstance(read, Mono)]
-        if notes := [
-            Skipped(str(path), read.note)
-            for path, read in zip(paths, found, strict=True)
-            if isinstance(read, Mono) and read.note
-        ]:
-            log.warning("%s", describe_skipped(notes, verb="decided for"))
-        texts = iter(self.transcribe(clips, batch_size=batch_size))
-        return [
-            Transcript(path, "", read) if isinstance(read, UserError) else Transcript(path, next(texts))
-            for path, read in zip(paths, found, strict=True)
-        ]
+    def _decoded(self, first: int, evidence: Evidence, *, frame_seconds: float) -> TimedLabels:
+        """What was said in a stretch that begins with the recording's frame `first`, and when."""
+        best = self.decoder.hypotheses(evidence)[0]
+        times = best.frames * frame_seconds
+        if ALIGNER in evidence and len(best.ids):
+            delimiter = self.tokenizer.delimiter_id
+            times = aligned_times(
+                best.ids, evidence[ALIGNER], self.decoder.blank_id, delimiter, frame_seconds
+            )
+        weights = best.frames[:, 1] - best.frames[:, 0]
+        return TimedLabels(best.ids, first * frame_seconds + times, best.confidences, weights)
 
     def evaluate(
         self,
@@ -262,25 +388,21 @@ class Recogniser:
     def _batches(self, clips: Sequence[Clip], batch_size: int) -> ClipBatches:
         return ClipBatches(clips, batch_size, BUCKETS, do_normalize=self.preprocessor.do_normalize)
 
-    def _check_length(self, samples: np.ndarray, name: str) -> None:
-        if len(samples) < self.config.min_samples:
-            raise UserError(
-                f"{len(samples)} samples at 16 kHz",
-                where=name,
-                expected=f"at least {self.config.min_samples}, one frame of the model",
-                do="leave it out",
-            )
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - a recogniser lives as long as its programs
+    def _evidence(self, of_frames: OfFrames) -> Callable[..., tuple[Array, dict[str, Array]]]:
+        """The jitted function (params, batch) -> window [B], what a decoder needs of its frames.
 
-    @functools.cached_property
-    def _predict(self) -> Callable[[Params, Batch], tuple[Array, Array]]:
-        """The jitted function (params, batch) -> clip [B], what the task predicts of each [B, ...]."""
+        `params` are the model's and the aligner's. Where there is an aligner, its log-probabilities are among
+        the evidence, as `ALIGNER`.
+        """
         forward = forward_pass(self.task, self.config)
 
-        def predict(params: Params, batch: Batch) -> tuple[Array, Array]:
-            return batch["clip"], self.task.predict(*forward(params, batch))
+        def evidence(params: tuple[Params, Params | None], batch: Batch) -> tuple[Array, dict[str, Array]]:
+            model, aligner = params
+            logits, frame_lengths, features = forward(model, batch)
+            found = of_frames(jax.nn.log_softmax(logits / self.temperature), frame_lengths)
+            if aligner is not None:
+                found |= {ALIGNER: aligner_log_probs(aligner, features, frame_lengths)}
+            return batch["clip"], found
 
-        return jit_over_batches(predict, self.mesh)
-
-
-def _unlabelled(number: int, samples: np.ndarray) -> Clip:
-    return Clip(str(number), samples, labels=np.zeros(0, np.int32), text="", speaker="")
+        return jit_over_batches(evidence, self.mesh)

@@ -5,7 +5,7 @@ U  labels of a hypothesis
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -67,6 +67,21 @@ class TimedLabels(NamedTuple):
     times: np.ndarray  # float [U, 2], seconds: begin and end
     confidences: np.ndarray  # float [U], 0 to 1
     frames: np.ndarray  # int [U]: how many frames a confidence is the mean of
+
+
+def in_sequence(tokenizer: CTCTokenizer, stretches: Sequence[TimedLabels]) -> TimedLabels:
+    """The labels of all stretches of speech of a recording: words end where a stretch ends."""
+    parts: list[TimedLabels] = []
+    for labels in stretches:
+        if not len(labels.ids):
+            continue
+        if parts and tokenizer.delimiter_id is not None:
+            gap = np.array([[parts[-1].times[-1, 1], labels.times[0, 0]]])
+            parts.append(TimedLabels(np.array([tokenizer.delimiter_id]), gap, np.ones(1), np.ones(1, int)))
+        parts.append(labels)
+    if not parts:
+        return TimedLabels(np.zeros(0, int), np.zeros((0, 2)), np.zeros(0), np.zeros(0, int))
+    return TimedLabels(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 class Spelled(NamedTuple):

@@ -163,6 +163,7 @@ class LoopSettings:
     head_first_steps: int = 0  # steps at the beginning that train the head alone
     early_stopping: int = 0  # evaluations in a row without a better score that end the run; 0: none do
     average_last: int = 0  # evaluated checkpoints, the last ones, whose mean is tried at the end; 0: no mean
+    aligner: bool = True  # at the end, fit an aligner to the exported model, for the times of words
 
 
 SCHEDULES = ("linear", "tri_stage", "cosine", "constant")
@@ -409,6 +410,7 @@ WHEN_ABSENT: dict[str, Any] = {
     "data.dev": "test",
     "data.text_column": "text",
     "text.preset": "before-0.2",
+    "train.aligner": False,
     "train.best_by": "wer",
 }
 # Defaults that have changed: a config.json with the former one was written by a recipe that did not set it.

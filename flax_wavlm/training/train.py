@@ -24,6 +24,7 @@ from flax_wavlm.recognition.evaluate import collapse, figures_line, write_predic
 from flax_wavlm.recognition.forward import ClipBatches
 from flax_wavlm.recognition.marked import samples
 from flax_wavlm.recognition.task import TEST, Row, Scoring, choosing
+from flax_wavlm.training.aligner import fit_exported
 from flax_wavlm.training.average import evaluate_average
 from flax_wavlm.training.calibration import calibrate
 from flax_wavlm.training.checkpoints import Checkpoints
@@ -247,10 +248,11 @@ def _evaluate(run: Parts, state: TrainState, step: int, journal: Journal, workdi
 
 
 def _finish(config: TrainConfig, run: Parts, workdir: Path, journal: Journal) -> TrainResult:
-    """Exports the best checkpoint or average, evaluates it on test, draws the curves, and shows the table."""
+    """Exports the best checkpoint or average with an aligner, evaluates it on test, and shows the results."""
     scoring, export = run.origin.task.scoring, workdir / "export"
     evaluate_average(run, workdir, config.train.average_last, journal)
     exported = export_run(workdir, export, "best", scoring=scoring)
+    fit_exported(config, run, export)
     if run.speech.test is not None:
         journal.take_back_final(*exported)
         if not any(row["split"] == TEST for row in journal.rows()):

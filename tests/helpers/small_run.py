@@ -46,7 +46,7 @@ def small_run(tmp_path: Path, workdir: str, kind: str = "large") -> TrainConfig:
         ),
         text=TextSettings(preset="timit"),
         train=LoopSettings(
-            batch_size=16, steps=6, eval_batch_size=8, eval_every=4, log_every=2, save_every=1
+            batch_size=16, steps=6, eval_batch_size=8, eval_every=4, log_every=2, save_every=1, aligner=False
         ),
         optim=OptimSettings(learning_rate=1e-3, warmup_steps=2),
     )

@@ -28,7 +28,7 @@ def get_config() -> TrainConfig:
         ),
         data=DataSettings(corpus="manifest", dev="test", buckets=2),
         train=LoopSettings(
-            batch_size=8, steps=12, eval_batch_size=8, eval_every=6, log_every=1, save_every=1
+            batch_size=8, steps=12, eval_batch_size=8, eval_every=6, log_every=1, save_every=1, aligner=False
         ),
         optim=OptimSettings(learning_rate=1e-3, warmup_steps=2),
     )

@@ -303,6 +303,42 @@ def test_loss_is_the_sum_over_all_paths(blank_id: int) -> None:
         assert float(loss[row]) == pytest.approx(expected, rel=RELATIVE, abs=ABSOLUTE), (frames, text)
 
 
+def test_log_prior_changes_the_paths_and_not_the_outputs() -> None:
+    """Path by path, in float64: the gradient is the softmax less the posterior, and the prior has none."""
+    blank_id, outputs, frames = 2, 3, np.array([4, 5, 2, 3, 2])
+    texts = [(0, 1), (1, 1, 0), (0,), (), (0, 0)]  # the last does not fit
+    rng = np.random.default_rng(0)
+    logits = rng.normal(scale=2, size=(5, 5, outputs)).astype(np.float32)
+    log_prior = np.array([-3.0, -1.0, -0.2], np.float32)
+
+    def loss_sum(logits: jax.Array, log_prior: jax.Array) -> tuple[jax.Array, jax.Array]:
+        labels = jnp.array([(*text, *[0] * (3 - len(text))) for text in texts])
+        lengths = jnp.array([len(text) for text in texts])
+        loss, _ = ctc_loss(logits, frames, labels, lengths, blank_id=blank_id, log_prior=log_prior)
+        return loss.sum(), loss
+
+    differentiate = jax.jit(jax.grad(loss_sum, argnums=(0, 1), has_aux=True), compiler_options=QUICK)
+    (gradient, of_prior), loss = differentiate(logits, log_prior)
+    assert not np.any(of_prior)
+    shifted = np.exp(logits.astype(np.float64))
+    probabilities = shifted / shifted.sum(-1, keepdims=True)
+    scores = probabilities / np.exp(log_prior.astype(np.float64))
+    for row, text in enumerate(texts):
+        posterior, likelihood = np.zeros((5, outputs)), 0.0
+        for path in itertools.product(range(outputs), repeat=int(frames[row])):
+            if plain_collapse(path, blank_id) == list(text):
+                places = (np.arange(frames[row]), list(path))
+                score = np.prod(scores[row][places])
+                likelihood += score
+                posterior[places] += score
+        expected = np.zeros((5, outputs))
+        if likelihood:
+            own = np.arange(5)[:, None] < frames[row]
+            expected = np.where(own, probabilities[row] - posterior / likelihood, 0)
+            assert float(loss[row]) == pytest.approx(-np.log(likelihood), rel=RELATIVE, abs=ABSOLUTE)
+        np.testing.assert_allclose(gradient[row], expected, atol=1e-6)
+
+
 # --- The kernel for GPUs ------------------------------------------------------------------------------------
 
 interpreted = functools.partial(forward_by_kernel, interpret=True)

@@ -46,6 +46,12 @@ def ctc(logits: jax.Array) -> jax.Array:
     return loss * (1 + feasible)
 
 
+def ctc_with_prior(logits: jax.Array, prior: jax.Array) -> jax.Array:
+    labels = jnp.array([[1, 1, 2], [3, 2, 0]])
+    lengths = jnp.array([3, 2])
+    return ctc_loss(logits, jnp.array([9, 5]), labels, lengths, blank_id=0, log_prior=prior)[0]
+
+
 CASES = {
     "gelu": Case(gelu, (normal(0, 3, 40),)),
     "product": Case(product, (normal(0, 2, 5, 12), normal(1, 12, 3, 4))),
@@ -78,6 +84,7 @@ CASES = {
         ),
     ),
     "ctc_loss": Case(ctc, (normal(0, 3, 9, 6),)),
+    "ctc_loss with a prior": Case(ctc_with_prior, (normal(0, 2, 9, 6), normal(1, 6))),
 }
 
 

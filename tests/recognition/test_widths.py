@@ -144,7 +144,7 @@ def test_training_keeps_width_and_tokenizer(outputs: int, wide: Reference, tmp_p
             workdir=str(tmp_path / "run"),
             model=ModelSettings(checkpoint=str(folder)),
             data=DataSettings(corpus="manifest", path=str(tmp_path), buckets=1),
-            train=LoopSettings(batch_size=1, eval_batch_size=1, steps=1),
+            train=LoopSettings(batch_size=1, eval_batch_size=1, steps=1, aligner=False),
             optim=OptimSettings(warmup_steps=0, learning_rate=1e-9),
         )
     )

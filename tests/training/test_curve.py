@@ -97,7 +97,9 @@ def test_training_curve_is_pytorchs(
                 checkpoint=str(reference.folder), kernels=kernels, overrides=Overrides(**NO_REGULARISATION)
             ),
             data=DataSettings(corpus="manifest", path=str(manifest), dev="test", buckets=1),
-            train=LoopSettings(batch_size=8, steps=STEPS, eval_batch_size=8, log_every=1, eval_every=STEPS),
+            train=LoopSettings(
+                batch_size=8, steps=STEPS, eval_batch_size=8, log_every=1, eval_every=STEPS, aligner=False
+            ),
             optim=OptimSettings(learning_rate=LEARNING_RATE, warmup_steps=WARMUP),
         )
     )

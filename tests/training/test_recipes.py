@@ -34,7 +34,7 @@ def test_timit_sample(timit_sample: Path, tmp_path: Path, measured: Callable[[st
     config.workdir = str(tmp_path / "run")
     config.train.steps, config.train.eval_every, config.train.log_every = 60, 30, 1
     config.optim.learning_rate, config.optim.warmup_steps = 2e-3, 10
-    config.data.buckets = 2  # each compiles
+    config.data.buckets, config.train.aligner = 2, False  # a bucket compiles
     result = train(config)
 
     losses = [row["loss"] for row in lines(result.workdir, "train")]
@@ -87,7 +87,7 @@ def test_timit_recipe(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config.model.checkpoint = str(encoder_checkpoint(tmp_path / "model"))
     config.workdir = str(tmp_path / "run")
     config.train.epochs, config.optim.warmup_steps, config.train.log_every = 1, 0, 1
-    config.train.batch_size = 24
+    config.train.batch_size, config.train.aligner = 24, False
     with caplog.at_level("INFO", "flax_wavlm"):
         result = train(config)
     for line in (
@@ -183,7 +183,7 @@ def test_librispeech_recipes(tmp_path: Path, name: str, caplog: pytest.LogCaptur
     config.model.checkpoint = str(encoder_checkpoint(tmp_path / "model"))
     config.workdir, config.train.log_every, config.train.eval_every = str(tmp_path / "run"), 1, 2
     config.train.steps, config.optim.warmup_steps, config.optim.hold_steps = 4, 1, 0
-    config.data.buckets = 2  # each compiles
+    config.data.buckets, config.train.aligner = 2, False  # a bucket compiles
     with caplog.at_level("INFO", "flax_wavlm"):
         result = train(config)
     assert [row["step"] for row in lines(result.workdir, "dev")] == [2, 4]

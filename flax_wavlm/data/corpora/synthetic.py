@@ -60,7 +60,9 @@ class _Settings(NamedTuple):
         return {"version": VERSION, **later}
 
 
-class _Speaker(NamedTuple):
+class Speaker(NamedTuple):
+    """Who speaks, and how."""
+
     name: str  # TIMIT's form: the sex, three initials, a digit
     voice: str
     rate: int  # words per minute
@@ -70,7 +72,7 @@ class _Speaker(NamedTuple):
 class _Clip(NamedTuple):
     path: str  # without suffix, relative to the corpus
     number: int  # from 0, over all splits
-    speaker: _Speaker
+    speaker: Speaker
     sentence: str
 
 
@@ -206,7 +208,7 @@ def _cast(
         sex, variant = voices[first // _CLIPS_PER_SPEAKER % len(voices)]
         name = next(names)
         initials = "".join(chr(ord("A") + name // 26**place % 26) for place in (2, 1, 0))
-        speaker = _Speaker(
+        speaker = Speaker(
             name=f"{sex}{initials}0",
             voice=f"{accent}+{variant}",
             rate=int(rng.integers(170, 231)),
@@ -300,12 +302,33 @@ def _write(folder: Path, settings: _Settings, plan: _Plan, splits: list[str]) ->
 
 def _write_clip(folder: Path, settings: _Settings, clip: _Clip, espeak: Espeak) -> None:
     grammar = GRAMMARS[settings.language]
-    samples, words = _record(espeak, clip, grammar, np.random.default_rng([settings.seed, clip.number]))
-    path = folder / clip.path
+    rng = np.random.default_rng([settings.seed, clip.number])
+    write_recording(folder / clip.path, clip.sentence, clip.speaker, grammar, rng, espeak)
+
+
+def write_recording(
+    path: Path,
+    sentence: str,
+    speaker: Speaker,
+    grammar: Grammar,
+    rng: np.random.Generator,
+    espeak: Espeak,
+) -> None:
+    """Speaks a sentence and writes it in TIMIT's layout, as `make_corpus` describes it.
+
+    Args:
+        path: without suffix; its folder is made if need be.
+        sentence: with the mark at its end.
+        speaker: their voice, rate and pitch.
+        grammar: the sentence's, for its mark and whether there are word times.
+        rng: of the silence around the speech, its level and noise.
+        espeak: speaks. What it says depends on what it said before.
+    """
+    samples, words = _record(espeak, sentence, speaker, grammar, rng)
     path.parent.mkdir(parents=True, exist_ok=True)
     # TIMIT's samples are little-endian.
     soundfile.write(f"{path}.WAV", samples, SAMPLE_RATE, subtype="PCM_16", endian="LITTLE", format="NIST")
-    lines = {".TXT": f"0 {len(samples)} {clip.sentence}\n"}
+    lines = {".TXT": f"0 {len(samples)} {sentence}\n"}
     if grammar.word_times:
         lines[".WRD"] = "".join(f"{begin} {end} {word}\n" for begin, end, word in words)
     for suffix, text in lines.items():
@@ -313,16 +336,15 @@ def _write_clip(folder: Path, settings: _Settings, clip: _Clip, espeak: Espeak) 
 
 
 def _record(
-    espeak: Espeak, clip: _Clip, grammar: Grammar, rng: np.random.Generator
+    espeak: Espeak, sentence: str, speaker: Speaker, grammar: Grammar, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[tuple[int, int, str]]]:
     """Speaks one clip: int16 samples [N] at 16 kHz, and each word's begin, end (samples) and text."""
-    speaker = clip.speaker
-    speech, events = espeak.speak(clip.sentence, voice=speaker.voice, rate=speaker.rate, pitch=speaker.pitch)
-    words = clip.sentence.lower().rstrip(grammar.end).split() if grammar.word_times else []
+    speech, events = espeak.speak(sentence, voice=speaker.voice, rate=speaker.rate, pitch=speaker.pitch)
+    words = sentence.lower().rstrip(grammar.end).split() if grammar.word_times else []
     if not grammar.word_times:
         events = []
     if [word.lower() for _, word in events] != words:
-        raise RuntimeError(f"espeak-ng's word events {events} do not match {clip.sentence!r}")
+        raise RuntimeError(f"espeak-ng's word events {events} do not match {sentence!r}")
 
     # espeak-ng's own silence is cut off, and 50 to 150 ms of silence are put at either end.
     magnitude = np.abs(speech)

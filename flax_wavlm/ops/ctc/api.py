@@ -20,7 +20,13 @@ _GPU_FORWARD = GpuKernel("flax_wavlm.ops.ctc.gpu", "forward")
 
 @jax.named_scope("ctc_loss")
 def ctc_loss(
-    logits: Array, frames: Array, labels: Array, label_lengths: Array, *, blank_id: int
+    logits: Array,
+    frames: Array,
+    labels: Array,
+    label_lengths: Array,
+    *,
+    blank_id: int,
+    log_prior: Array | None = None,
 ) -> tuple[Array, Array]:
     """The negative log likelihood of each clip's labels, in float32.
 
@@ -29,6 +35,9 @@ def ctc_loss(
         frames: [B] int, the valid frames of each clip.
         labels: [B, S] int; labels after the first `label_lengths` [B] of a row are ignored.
         blank_id: the index of the blank among the V outputs.
+        log_prior: [V], a constant that is taken from the log probabilities of every frame before paths are
+            summed; None: nothing is. With a share of the outputs' log priors, blanks are no longer cheap,
+            and labels last longer (Huang et al. 2024, arXiv:2406.02560).
     Returns:
         loss [B], and feasible [B] bool: whether the labels, with a blank between equal neighbours, fit in the
         frames. Where they do not, the likelihood is 0: loss and gradient are 0 here, as torch's are with
@@ -39,7 +48,8 @@ def ctc_loss(
     repeats = jnp.sum((labels[:, 1:] == labels[:, :-1]) & ~padded_labels[:, 1:], axis=1)
     feasible = label_lengths + repeats <= frames
     labels = jnp.where(padded_labels, blank_id, labels)
-    loss = _negative_log_likelihood(logits.astype(jnp.float32), frames, labels, label_lengths, blank_id)
+    logits = logits.astype(jnp.float32)
+    loss = _negative_log_likelihood(logits, log_prior, frames, labels, label_lengths, blank_id)
     return jnp.where(feasible, loss, 0.0), feasible
 
 
@@ -48,23 +58,26 @@ def _forward_variables(emission: Array, may_skip: Array) -> tuple[Array, Array]:
 
 
 def _with_gradient(
-    logits: Array, frames: Array, labels: Array, label_lengths: Array, blank_id: int
+    logits: Array, log_prior: Array | None, frames: Array, labels: Array, label_lengths: Array, blank_id: int
 ) -> tuple[Array, Array]:
     """The loss [B], and its gradient [B, T, V]: the model's probabilities less the posteriors of the labels.
 
     Automatic differentiation would make a second loop over the frames, back in time. This gradient (the
     paper's equation 16) needs the recursion from both ends, which is one loop: from the end it is the same
     recursion, for the reversed clip and labels. Loops over frames are slow on a GPU.
+
+    A log prior is a constant, so it changes the posteriors alone: they still sum to 1 in each frame.
     """
     batch, time, outputs = logits.shape
     log_probs = jax.nn.log_softmax(logits)
+    scores = reference.less_prior(log_probs, log_prior)
     back = jnp.maximum(
         frames[:, None] - 1 - jnp.arange(time), 0
     )  # [B, T]: a clip's frames, from its last to its first
     label_back = jnp.maximum(label_lengths[:, None] - 1 - jnp.arange(labels.shape[1]), 0)
     loss, log_alpha, emission, states = reference.recursion(
         _forward_variables,
-        jnp.concatenate([log_probs, jnp.take_along_axis(log_probs, back[:, :, None], axis=1)]),
+        jnp.concatenate([scores, jnp.take_along_axis(scores, back[:, :, None], axis=1)]),
         jnp.concatenate([frames, frames]),
         jnp.concatenate([labels, jnp.take_along_axis(labels, label_back, axis=1)]),
         jnp.concatenate([label_lengths, label_lengths]),
@@ -84,13 +97,13 @@ def _with_gradient(
     return loss[:batch], jnp.where(real, jnp.exp(log_probs) - of_outputs, 0)
 
 
-def _backward(blank_id: int, gradient: Array, d_loss: Array) -> tuple[Array, None, None, None]:
-    return gradient * d_loss[:, None, None], None, None, None
+def _backward(blank_id: int, gradient: Array, d_loss: Array) -> tuple[Array, None, None, None, None]:
+    return gradient * d_loss[:, None, None], None, None, None, None
 
 
-@operation(reference.negative_log_likelihood, forward=_with_gradient, backward=_backward, static=(4,))
+@operation(reference.negative_log_likelihood, forward=_with_gradient, backward=_backward, static=(5,))
 def _negative_log_likelihood(
-    logits: Array, frames: Array, labels: Array, label_lengths: Array, blank_id: int
+    logits: Array, log_prior: Array | None, frames: Array, labels: Array, label_lengths: Array, blank_id: int
 ) -> Array:
-    log_probs = jax.nn.log_softmax(logits)
-    return reference.recursion(_forward_variables, log_probs, frames, labels, label_lengths, blank_id)[0]
+    scores = reference.less_prior(jax.nn.log_softmax(logits), log_prior)
+    return reference.recursion(_forward_variables, scores, frames, labels, label_lengths, blank_id)[0]

@@ -66,8 +66,14 @@ def recursion(
     return jnp.where(frames > 0, -log_likelihood, 0.0), log_alpha, emission, states
 
 
+def less_prior(log_probs: Array, log_prior: Array | None) -> Array:
+    """Log probabilities [..., V] less a log prior [V], which has no gradient; None: as they are."""
+    return log_probs if log_prior is None else log_probs - jax.lax.stop_gradient(log_prior)
+
+
 def negative_log_likelihood(
-    logits: Array, frames: Array, labels: Array, label_lengths: Array, blank_id: int
+    logits: Array, log_prior: Array | None, frames: Array, labels: Array, label_lengths: Array, blank_id: int
 ) -> Array:
     """The loss [B] of `flax_wavlm.ops.ctc.api.ctc_loss`; anything finite where the labels do not fit."""
-    return recursion(forward, jax.nn.log_softmax(logits), frames, labels, label_lengths, blank_id)[0]
+    scores = less_prior(jax.nn.log_softmax(logits), log_prior)
+    return recursion(forward, scores, frames, labels, label_lengths, blank_id)[0]
