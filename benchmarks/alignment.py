@@ -60,14 +60,13 @@ def joined(corpus: Path, minutes: float, test_clips: int) -> Joined:
 def hear(model: Path, recording: Joined, heard: Path) -> float:
     """Writes what the model says of each frame; the seconds that it took."""
     from flax_wavlm.data.corpora.utterance import Samples
-    from flax_wavlm.recognition.align import emissions
     from flax_wavlm.recognition.recogniser import Recogniser
 
     recogniser = Recogniser.from_pretrained(model)
     start = time.perf_counter()
-    found = emissions(recogniser, Samples(recording.samples, RATE))
+    found = recogniser.emissions(Samples(recording.samples, RATE))
     seconds = time.perf_counter() - start
-    np.save(heard, found.log_probs)
+    np.savez(heard, **{n: a for n, a in found._asdict().items() if a is not None})
     return seconds
 
 
@@ -77,14 +76,19 @@ class Aligner:
     def __init__(self, model: Path, text: str, heard: Path):
         from flax_wavlm.data.tokenizer import CTCTokenizer
         from flax_wavlm.porting.extras import read_extras
-        from flax_wavlm.recognition.align import Emissions
+        from flax_wavlm.recognition.emissions import Emissions
         from flax_wavlm.recognition.known_text import known_text
 
         extras = read_extras(model)
         tokenizer = CTCTokenizer.from_pretrained(model, rule=extras.text, follows=extras.follows_vocabulary)
         self._known = known_text(tokenizer, text)
-        log_probs = np.load(heard)
-        self._emissions = Emissions(log_probs, 0.02, 0.02 * len(log_probs))
+        arrays = np.load(heard)
+        self._emissions = Emissions(
+            arrays["log_probs"],
+            arrays.get("aligner"),
+            float(arrays["frame_seconds"]),
+            float(arrays["duration"]),
+        )
 
     def align(self, stars: bool) -> dict[str, Any]:
         from flax_wavlm.recognition.align import align_text
@@ -125,7 +129,7 @@ def watched(function: Callable[[], Any]) -> tuple[Any, float, int]:
 
 
 def measure(model: Path, recording: Joined, scratch: Path, *, full: bool) -> list[dict[str, Any]]:
-    heard = scratch / "heard.npy"
+    heard = scratch / "heard.npz"
     hearing = hear(model, recording, heard)
     rows = []
     for name, stars in (("", True), (", without stars", False)):

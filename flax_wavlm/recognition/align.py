@@ -1,32 +1,37 @@
 """A recording and its text: when each word of the text was said, and how surely it was.
 
-T  frames      V  labels of the model      N  samples at 16 kHz
+T  frames      V  labels of the model      L  labels of the text
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-import jax
 import numpy as np
 
-from flax_wavlm.data.audio import FEW, read_audio
-from flax_wavlm.data.clips import Clip, decode_audio, describe_skipped
+from flax_wavlm.data.clips import decode_audio, describe_skipped
 from flax_wavlm.data.corpora.utterance import Samples, Skipped, Utterance
 from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.errors import UserError, some
-from flax_wavlm.recognition.alignment import STAR_PENALTY, align_labels
-from flax_wavlm.recognition.forward import ClipBatches, forward_pass, jit_over_batches, run_over
+from flax_wavlm.progress import tracked
+from flax_wavlm.recognition.aligner import aligned_times
+from flax_wavlm.recognition.alignment import STAR_PENALTY, Alignment, align_labels
+from flax_wavlm.recognition.emissions import Emissions
 from flax_wavlm.recognition.known_text import KnownText, known_text, timed_characters, timed_words
 from flax_wavlm.recognition.recogniser import Recogniser
+from flax_wavlm.recognition.recordings import Source
 from flax_wavlm.recognition.transcript import TimedLabels, Transcript, Word
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 UNLIKELY = 0.1  # a word of less confidence is named: it may not have been said
+RUN_PAUSE = 0.8  # seconds: the model may hear a word half as early or late
 LEAST_ABSENT = 0.3  # seconds of speech that the text lacks; less is a sound that the model takes for another
 
 
@@ -54,16 +59,13 @@ class Aligned(NamedTuple):
         return found
 
 
-def align_text(
-    emissions: Emissions, tokenizer: CTCTokenizer, known: KnownText, file: Path | str, *, stars: bool = True
-) -> Aligned:
+def align_text(emissions: Emissions, known: KnownText, file: Path | str, *, stars: bool = True) -> Aligned:
     """When a text was said, from what the model says of each frame.
 
     The model itself finds the text in the recording, and is asked how sure it is. Where it has an aligner,
     that then says when each label was said, between one pause and the next.
 
     Args:
-        tokenizer: the model's.
         file: what the transcript calls the recording.
         stars: speech that the text lacks may stand before, behind and between its words.
     Raises:
@@ -73,10 +75,9 @@ def align_text(
     found = align_labels(log_probs, known.ids, known.blank_id, stars=known.stars if stars else None)
     absent = found.absent * emissions.frame_seconds
     absent = absent[absent[:, 1] - absent[:, 0] >= LEAST_ABSENT]
-    if emissions.aligner is None:
-        times = found.frames * emissions.frame_seconds
-    else:
-        times = _by_aligner(found, _with_wild(emissions.aligner, known), known, tokenizer, emissions)
+    times = found.frames * emissions.frame_seconds
+    if emissions.aligner is not None:
+        times = _by_aligner(found, _with_wild(emissions.aligner, known), known, emissions.frame_seconds)
     frames = np.diff(found.frames, axis=1)[:, 0]
     labels = TimedLabels(known.ids, np.clip(times, 0.0, emissions.duration), found.confidences, frames)
     said = np.where(known.delimiters, 0, frames)
@@ -92,7 +93,7 @@ def align_text(
 
 
 def _by_aligner(
-    found: Alignment, log_probs: np.ndarray, known: KnownText, tokenizer: CTCTokenizer, emissions: Emissions
+    found: Alignment, log_probs: np.ndarray, known: KnownText, frame_seconds: float
 ) -> np.ndarray:
     """Seconds [L, 2]. The aligner hears too little to find a text among others: it is given runs of words.
 
@@ -100,27 +101,31 @@ def _by_aligner(
 
     Args:
         found: by the model.
-        log_probs: the aligner's, [T, V + 1] where the text has characters that the vocabulary lacks.
+        log_probs: the aligner's, [T, V], or [T, V + 1] where a label is wild.
     """
-    times = found.frames * emissions.frame_seconds
-    said = np.flatnonzero(~known.delimiters)
-    gaps = np.stack([found.frames[said[:-1], 1], found.frames[said[1:], 0]], axis=1)
-    starred = np.searchsorted(found.absent[:, 0], gaps[:, 1]) > np.searchsorted(found.absent[:, 0], gaps[:, 0])
-    apart = (gaps[:, 1] - gaps[:, 0]) * emissions.frame_seconds >= RUN_PAUSE
-    breaks = np.flatnonzero((apart | starred) & known.stars[said[1:]])
-    begins, ends = said[np.append(0, breaks + 1)], said[np.append(breaks, -1)] + 1
-    middles = gaps[breaks].sum(axis=1) // 2
-    bounds = np.concatenate([[0], middles, [len(log_probs)]])
-    for first, last, begin, end in zip(begins, ends, bounds[:-1], bounds[1:], strict=True):
-        run = aligned_times(
-            known.ids[first:last],
-            log_probs[begin:end],
-            known.blank_id,
-            tokenizer.delimiter_id,
-            emissions.frame_seconds,
-        )
-        times[first:last] = np.clip(begin * emissions.frame_seconds + run, *(bounds_seconds := (begin * emissions.frame_seconds, end * emissions.frame_seconds)))
+    times = found.frames * frame_seconds
+    for labels, frames in _runs(found, known, len(log_probs), round(RUN_PAUSE / frame_seconds)):
+        heard = log_probs[frames.start : frames.stop]
+        own = slice(labels.start, labels.stop)
+        run = aligned_times(known.ids[own], heard, known.blank_id, known.delimiter_id, frame_seconds)
+        begin, end = frames.start * frame_seconds, frames.stop * frame_seconds
+        times[own] = np.clip(begin + run, begin, end)
     return times
+
+
+def _runs(found: Alignment, known: KnownText, frames: int, pause: int) -> Iterator[tuple[range, range]]:
+    """Runs of words, their labels and frames; `pause` is in frames."""
+    label = frame = 0
+    for before, word in pairwise(known.words):
+        end, begin = int(found.frames[before.last - 1, 1]), int(found.frames[word.first, 0])
+        absent = found.absent[(found.absent[:, 0] >= end) & (found.absent[:, 1] <= begin)]
+        if not len(absent) and begin - end < pause:
+            continue
+        # A run has no part of speech that the text lacks, and half of a pause.
+        end, begin = (absent[0, 0], absent[-1, 1]) if len(absent) else ((end + begin) // 2,) * 2
+        yield range(label, before.last), range(frame, int(end))
+        label, frame = word.first, int(begin)
+    yield range(label, len(known.ids)), range(frame, frames)
 
 
 def align_recording(
@@ -146,7 +151,7 @@ def align_recording(
     """
     name = audio if isinstance(audio, Path) else "the recording"
     known = known_text(recogniser.tokenizer, text, str(text_name or f"the text of {name}"))
-    return _aligned(recogniser, recogniser.emissions(audio, **settings), known, name, stars)
+    return _aligned(recogniser.emissions(audio, **settings), known, name, stars)
 
 
 def align_utterances(
@@ -168,23 +173,23 @@ def align_utterances(
     """
     if unusable:
         log.warning("%s: %s", name, describe_skipped(unusable))
-    texts: list[KnownText | UserError] = []
-    for utterance in utterances:
+    audio = decode_audio(utterances, threads=None, cache=None, name=name, channel=channel)
+    ready: list[KnownText | UserError] = []
+    sources: list[Source] = []
+    for utterance, samples in zip(utterances, audio, strict=True):
         try:
-            texts.append(known_text(recogniser.tokenizer, utterance.text, f"the text of {utterance.id}"))
+            if isinstance(samples, UserError):
+                raise samples
+            ready.append(known_text(recogniser.tokenizer, utterance.text, f"the text of {utterance.id}"))
+            sources.append(Source(utterance.id, Samples(samples, SAMPLE_RATE)))
         except UserError as error:
-            texts.append(error)
-    audio = list(decode_audio(utterances, threads=None, cache=None, name=name, channel=channel))
-    sources = [
-        Source(utterance.id, Samples(samples, SAMPLE_RATE))
-        for utterance, samples, text in zip(utterances, audio, texts, strict=True)
-        if isinstance(samples, np.ndarray) and isinstance(text, KnownText)
-    ]
+            ready.append(error)
     heard = recogniser.every_emissions(sources, **settings)
     doubts = []
-    for utterance, samples, text in zip(tracked(utterances, "aligning", len(utterances)), audio, texts, strict=True):
+    for utterance, known in zip(utterances, tracked(ready, "aligning", len(ready)), strict=True):
         try:
-            aligned = _aligned(recogniser, _usable(samples, text, heard), _or_raise(text), utterance.id, stars)
+            text = _sound(known)
+            aligned = _aligned(_sound(next(heard)), text, utterance.id, stars)
         except UserError as error:
             yield Transcript(utterance.id, error=error)
             continue
@@ -198,6 +203,13 @@ def report(aligned: Aligned) -> None:
     """Says in the log what the text and the recording do not have in common."""
     for doubt in aligned.doubts():
         log.warning("%s: %s", aligned.transcript.file, doubt)
+
+
+def _sound(found: T | UserError) -> T:
+    """What was found; UserError where that is an error."""
+    if isinstance(found, UserError):
+        raise found
+    return found
 
 
 def _aligned(emissions: Emissions, known: KnownText, name: Path | str, stars: bool) -> Aligned:

@@ -50,6 +50,7 @@ class KnownText:
             and end, and before words.
         wild: the label of characters that the vocabulary lacks, one behind the model's own.
         blank_id: the CTC blank.
+        delimiter_id: the label between words; None: the vocabulary has none.
     """
 
     text: str
@@ -59,6 +60,7 @@ class KnownText:
     stars: np.ndarray
     wild: int
     blank_id: int
+    delimiter_id: int | None
 
     def written(self, first: int, last: int) -> str:
         """The text of the words [first, last), with what stands between them."""
@@ -134,6 +136,7 @@ def known_text(tokenizer: CTCTokenizer, text: str, where: str = "the text") -> K
         stars,
         tokenizer.size,
         tokenizer.blank_id,
+        tokenizer.delimiter_id,
     )
 
 

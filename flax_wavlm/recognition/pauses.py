@@ -5,6 +5,7 @@ H  steps of 10 ms
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from flax_wavlm.data.sampling import SAMPLE_RATE
 STEP = SAMPLE_RATE // 100  # samples; a pause is measured in these
 PAUSE = 0.15  # seconds: shorter silence may be the closure before a plosive
 
+_BLOCK = 60 * SAMPLE_RATE  # samples that are read at a time
 _QUIETEST = -70.0  # dB: digital silence counts as this
 _CONTRAST = 12.0  # dB between speech and pauses: with less, nothing counts as quiet
 _THRESHOLD = 0.3  # of the way from the level of pauses to that of speech
@@ -31,11 +33,17 @@ class Gap(NamedTuple):
         return self.end - self.begin
 
 
-def levels(samples: np.ndarray) -> np.ndarray:
-    """The level of each whole step of int16 or float samples [N]: dB [H], full scale 0."""
-    steps = full_scale(samples[: len(samples) // STEP * STEP]).reshape(-1, STEP)
-    power = np.square(steps - steps.mean(axis=1, keepdims=True)).mean(axis=1)
-    return np.maximum(10 * np.log10(power + 1e-12), _QUIETEST).astype(np.float32)
+def levels(read: Callable[[int], np.ndarray]) -> np.ndarray:
+    """The level of each whole step of a recording: dB [H], full scale 0.
+
+    `read` gives the next samples of it, as `streams.Stream.read` does.
+    """
+    found = [np.zeros(0, np.float32)]
+    while len(samples := read(_BLOCK)):
+        steps = full_scale(samples[: len(samples) // STEP * STEP]).reshape(-1, STEP)
+        power = np.square(steps - steps.mean(axis=1, keepdims=True)).mean(axis=1)
+        found.append(np.maximum(10 * np.log10(power + 1e-12), _QUIETEST).astype(np.float32))
+    return np.concatenate(found)
 
 
 def is_quiet(level: np.ndarray) -> np.ndarray:

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from flax_wavlm.data.audio import FEW, read_audio
+from flax_wavlm.data.audio import FEW
 from flax_wavlm.data.clips import describe_skipped
 from flax_wavlm.data.corpora.utterance import Skipped
+from flax_wavlm.data.streams import open_stream
 from flax_wavlm.errors import UserError, cannot_read, cannot_write
 from flax_wavlm.files import exists, read_json_object, write_atomically
 from flax_wavlm.recognition.align import align_recording
@@ -119,12 +120,12 @@ def cut_into(folder: Path, recogniser: Recogniser, cutting: Cutting) -> None:
     be written.
     """
     aligned = align_recording(recogniser, cutting.audio, cutting.text, channel=cutting.channel)
-    found = segments(
-        aligned,
-        levels(read_audio(cutting.audio, missing_ok=FEW, channel=cutting.channel)),
-        max_seconds=cutting.max_seconds or MAX_SECONDS,
-        min_confidence=cutting.min_confidence,
-    )
+    with open_stream(cutting.audio, missing_ok=FEW, channel=cutting.channel) as stream:
+        level = levels(stream.read)
+    known = recogniser.training_seconds
+    max_seconds = cutting.max_seconds or (MAX_SECONDS if known is None else known.longest)
+    log.info("%s: clips of at most %g s", cutting.audio, max_seconds)
+    found = segments(aligned, level, max_seconds=max_seconds, min_confidence=cutting.min_confidence)
     write_segments(folder, cutting, found, aligned.transcript)
 
 

@@ -9,7 +9,8 @@ from flax_wavlm.data.text import TextRule
 from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.errors import UserError
 from flax_wavlm.recognition import known_text as known_text_module
-from flax_wavlm.recognition.align import Emissions, align_text
+from flax_wavlm.recognition.align import align_text
+from flax_wavlm.recognition.emissions import Emissions
 from flax_wavlm.recognition.known_text import KnownText, known_text, read_text
 
 TOKENIZER = CTCTokenizer.from_texts(["abcdefghijklmnopqrstuvwxyz'"])
@@ -49,7 +50,7 @@ def test_characters_that_the_vocabulary_lacks_are_named_and_any_sound_stands_for
     path.insert(4, TOKENIZER.blank_id)  # between the two letters o
     posterior = np.full((len(path), TOKENIZER.size), 1e-3)
     posterior[np.arange(len(path)), path] = 0.9
-    found = align_text(Emissions(np.log(posterior), 1.0, len(path)), known, "a.wav").transcript
+    found = align_text(Emissions(np.log(posterior), None, 1.0, len(path)), known, "a.wav").transcript
     assert [(word.word, word.start, word.end) for word in found.words[:3]] == [
         ("room", 0, 9),
         ("5б", 11, 17),

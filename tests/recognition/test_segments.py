@@ -8,6 +8,8 @@ import pytest
 import soundfile
 
 from flax_wavlm.data.corpora.load import load_corpus
+from flax_wavlm.data.corpora.utterance import Samples
+from flax_wavlm.data.streams import open_stream
 from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.errors import UserError
 from flax_wavlm.recognition.align import Aligned
@@ -42,11 +44,16 @@ def aligned(words: list[Word], absent: np.ndarray, samples: np.ndarray) -> Align
     return Aligned(transcript, absent, known_text(LETTERS, text))
 
 
+def level_of(samples: np.ndarray) -> np.ndarray:
+    with open_stream(Samples(samples, RATE)) as stream:
+        return levels(stream.read)
+
+
 def cut(*parts: tuple[str, float], max_seconds: float = 3.0, **changes: float) -> list[Segment]:
     words, absent, samples = spoken(*parts)
     words = [word._replace(confidence=changes.get(word.word, word.confidence)) for word in words]
     return segments(
-        aligned(words, absent, samples), levels(samples), max_seconds=max_seconds, min_confidence=0.5
+        aligned(words, absent, samples), level_of(samples), max_seconds=max_seconds, min_confidence=0.5
     )
 
 
@@ -64,7 +71,7 @@ def test_a_boundary_that_is_wrong_by_less_than_half_a_word_does_no_harm() -> Non
     words, absent, samples = spoken(("a", 0.6), ("", 0.4), ("b", 0.6))
     early = [word._replace(start=max(0.0, word.start - 0.2), end=word.end - 0.2) for word in words]
     first, second = segments(
-        aligned(early, absent, samples), levels(samples), max_seconds=1, min_confidence=0
+        aligned(early, absent, samples), level_of(samples), max_seconds=1, min_confidence=0
     )
     assert (round(first.end, 2), round(second.start, 2)) == (0.8, 0.8)
 
