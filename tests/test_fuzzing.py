@@ -39,7 +39,11 @@ from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.models.parameters import split
 from flax_wavlm.porting.extras import Extras, read_extras, write_extras
 from flax_wavlm.porting.pretrained import open_weights
+from flax_wavlm.recognition.align import align_text
 from flax_wavlm.recognition.aligner import Aligner, AlignerSize, Fitting, load_aligner, save_aligner
+from flax_wavlm.recognition.emissions import Emissions
+from flax_wavlm.recognition.known_text import known_text, read_text
+from flax_wavlm.recognition.segment_folder import Cutting, announce_finished
 from flax_wavlm.training.report.metrics import read_metrics
 
 
@@ -265,6 +269,27 @@ def read_sample(folder: Path, data: bytes) -> Any:
     assert len(utterances) + len(skipped) == 1
 
 
+def text_reader(tokenizer: CTCTokenizer) -> Callable[[Path, bytes], Any]:
+    def read(folder: Path, data: bytes) -> None:
+        (folder / "a.txt").write_bytes(data)
+        known = known_text(tokenizer, read_text(folder / "a.txt"), "a.txt")
+        log_probs = np.log(np.random.default_rng(0).dirichlet(np.ones(tokenizer.size), size=50))
+        aligned = align_text(Emissions(log_probs, None, 0.02, 1.0), known, "a.wav")
+        words = aligned.transcript.words
+        assert [word.word for word in words] == [known.text[word.begin : word.end] for word in known.words]
+        assert all(0 <= word.start <= word.end <= 1 and 0 <= word.confidence <= 1 for word in words)
+
+    return read
+
+
+def read_clips_folder(folder: Path, data: bytes) -> None:
+    """A folder of clips whose segment.json is damaged."""
+    (folder / "a.wav").touch()
+    (folder / "train.jsonl").touch()
+    (folder / "segment.json").write_bytes(data)
+    announce_finished(folder, Cutting(folder / "a.wav", "a text", "a model"))
+
+
 def written(name: str, read: Callable[[Path], Any]) -> Callable[[Path, bytes], Any]:
     def write_and_read(folder: Path, data: bytes) -> Any:
         (folder / name).write_bytes(data)
@@ -359,6 +384,15 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
         ),
         "dataset_dict.json": Target([b'{"splits": ["train"]}'], read_saved_names, JSON_PIECES, quick=60),
         "a.lab": Target([b"one two\n", b"0 100 one\n"], read_text_beside, TABLE_PIECES, quick=60),
+        "a text to align": Target(
+            [b"a cab, bad\n", "a b\u2019c caf\u00e9 5\n".encode(), b"\xef\xbb\xbfcab"],
+            text_reader(CTCTokenizer.from_pretrained(good)),
+            (*TABLE_PIECES, b"\xff", b"\xc3", b"\xe2\x80", b"\xe4\xbd\xa0", b"|", b"[UNK]", b"[PAD]", b"<s>"),
+            quick=200,
+        ),
+        "segment.json": Target(
+            [b'{"audio": "a.wav", "model": "m"}'], read_clips_folder, JSON_PIECES, quick=60
+        ),
         "TIMIT's .TXT": Target([b"0 46797 She had your dark suit.\n"], read_sample, JSON_PIECES),
         "metrics.jsonl": Target([metrics], written("metrics.jsonl", read_metrics), JSON_PIECES),
         "config.json": Target(
@@ -395,6 +429,8 @@ NAMES = (
     "metadata.csv",
     "dataset_dict.json",
     "a.lab",
+    "a text to align",
+    "segment.json",
     "TIMIT's .TXT",
     "metrics.jsonl",
     "config.json",

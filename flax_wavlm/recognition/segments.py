@@ -15,7 +15,7 @@ from flax_wavlm.errors import some
 from flax_wavlm.recognition.align import UNLIKELY, Aligned
 from flax_wavlm.recognition.pauses import Gap, Spoken, gap_between, is_quiet
 
-MARGIN = 0.2  # seconds of a pause that a clip keeps
+MARGIN = 0.1  # seconds of a pause that a clip keeps; models stumble over more than they were trained on
 LONG_PAUSE = 2.0  # seconds: no clip goes on behind it
 _UNSURE = 0.15  # seconds by which the boundaries of a stretch without text may be wrong
 _GOOD_PAUSE = 0.5  # seconds: a longer pause is no better to cut at
