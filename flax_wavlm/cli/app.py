@@ -21,6 +21,7 @@ from absl import logging as absl_logging
 
 import flax_wavlm
 from flax_wavlm import progress
+from flax_wavlm.cli.align import ALIGN
 from flax_wavlm.cli.command import Command
 from flax_wavlm.cli.convert import CONVERT
 from flax_wavlm.cli.evaluate import EVALUATE
@@ -29,11 +30,15 @@ from flax_wavlm.cli.fit_aligner import FIT_ALIGNER
 from flax_wavlm.cli.help import ASKED, overview, page
 from flax_wavlm.cli.huge_pages import restart_with_huge_pages
 from flax_wavlm.cli.names import in_flags, text_in_flags
+from flax_wavlm.cli.segment import SEGMENT
 from flax_wavlm.cli.train import TRAIN
 from flax_wavlm.cli.transcribe import TRANSCRIBE
 from flax_wavlm.errors import Preempted, UserError, did_you_mean, printable, reason
 
-COMMANDS = {command.name: command for command in (TRAIN, EVALUATE, TRANSCRIBE, FIT_ALIGNER, CONVERT, EXPORT)}
+COMMANDS = {
+    command.name: command
+    for command in (TRAIN, EVALUATE, TRANSCRIBE, ALIGN, SEGMENT, FIT_ALIGNER, CONVERT, EXPORT)
+}
 
 FAILED = 1  # exit status where something unforeseen happened, or the run's other processes were lost
 USAGE = 2  # exit status of a UserError

@@ -64,18 +64,20 @@ def align_labels(
         UserError: there are fewer frames than labels and blanks between equal ones, or the model's outputs
             are not numbers.
     """
-    log_probs = np.maximum(np.asarray(log_probs, np.float32), _LEAST)
-    labels = np.asarray(labels, np.intp)
+    log_probs, labels = np.asarray(log_probs, np.float32), np.asarray(labels, np.intp)
     if (needed := frames_needed(labels)) > len(log_probs):
         raise UserError(
             f"a text of {len(labels)} labels",
             expected=f"at least {needed} frames to say it in, and there are {len(log_probs)}",
             do="give the text of this recording",
         )
-    if not np.isfinite(log_probs).all():
-        raise UserError("the model's outputs are not finite", do="give weights that were not damaged")
     if not len(log_probs):
         return Alignment(np.zeros((0, 2), int), np.zeros(0), np.zeros((0, 2), int), 0.0)
+    least, most = log_probs.min(), log_probs.max()  # NaN, where one is
+    if not (least <= 0 and most < np.inf):
+        raise UserError("the model's outputs are not numbers", do="give weights that were not damaged")
+    if least < _LEAST:
+        log_probs = np.maximum(log_probs, _LEAST)
     trellis = _Trellis.of(log_probs, labels, blank_id, stars, star_penalty)
     start = _Column.unreached(len(labels) + 1)
     start.blanks[0] = 0.0  # before its first frame, a path is in the first blank

@@ -261,39 +261,52 @@ class Recogniser:
 
         return spelled()
 
-    def emissions(
+    def emissions(self, source: str | Path | Samples, **settings: Any) -> Emissions:
+        """What the model says of each frame of a recording of any length: an audio file, or samples.
+
+        Settings and errors are those of `every_emissions`. UserError also where the recording cannot be used.
+        """
+        named = source if isinstance(source, Samples) else Path(source)
+        name = "the recording" if isinstance(named, Samples) else named
+        [found] = self.every_emissions([Source(name, named)], **settings)
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    def every_emissions(
         self,
-        source: str | Path | Samples,
+        sources: Sequence[Source],
         *,
         batch_size: int = 8,
         window: float = 0.0,
         channel: str = "auto",
-    ) -> Emissions:
-        """What the model says of each frame of a recording of any length.
+    ) -> Iterator[Emissions | UserError]:
+        """What the model says of each frame of recordings, in their order, or why one cannot be used.
 
         Args:
-            source: an audio file, or samples with their rate.
             batch_size, window, channel: as in `transcripts`.
         Raises:
-            UserError: as `transcripts`, and where the recording cannot be used.
+            UserError: as `transcripts`.
         """
-        named = source if isinstance(source, Samples) else Path(source)
-        name = "the recording" if isinstance(named, Samples) else named
         windowing = self.windowing(window)
-        [(_, stretches, ended)] = self._heard(
-            [Source(name, named)],
+        heard = self._heard(
+            sources,
             windowing,
             every_posterior,
             lambda first, evidence: (first, evidence),
             batch_size=batch_size,
             channel=channel,
         )
-        if ended.error is not None:
-            raise ended.error
-        frames = windowing.frames(round(ended.seconds * SAMPLE_RATE))
-        arrays = whole(stretches, frames, self.config.vocab_size, self.tokenizer.blank_id)
-        frame_seconds = windowing.hop / SAMPLE_RATE
-        return Emissions(arrays["log_probs"], arrays.get(ALIGNER), frame_seconds, ended.seconds)
+        for source, stretches, ended in heard:
+            if ended.error is not None:
+                yield ended.error
+                continue
+            if ended.note:
+                log.warning("%s: decided for %s", source.name, ended.note)
+            frames = windowing.frames(round(ended.seconds * SAMPLE_RATE))
+            arrays = whole(stretches, frames, self.config.vocab_size, self.tokenizer.blank_id)
+            frame_seconds = windowing.hop / SAMPLE_RATE
+            yield Emissions(arrays["log_probs"], arrays.get(ALIGNER), frame_seconds, ended.seconds)
 
     def windowing(self, window: float = 0.0, *, at_pauses: bool = True) -> Windowing:
         """How recordings are cut, see `transcripts`. UserError where the window cannot be used."""

@@ -18,6 +18,8 @@ SCRIPTS = {
     "train_flax.py": "train",
     "evaluate.py": "evaluate",
     "transcribe.py": "transcribe",
+    "align.py": "align",
+    "segment.py": "segment",
     "fit_aligner.py": "fit-aligner",
     "convert.py": "convert",
     "export_pytorch.py": "export",
@@ -30,7 +32,8 @@ def test_list_of_commands(arguments: list[str], capsys: pytest.CaptureFixture[st
     assert app.main(arguments) == 0
     printed = capsys.readouterr().out
     assert all(re.search(rf"^  {name} +\w", printed, re.M) for name in app.COMMANDS)
-    assert list(app.COMMANDS) == ["train", "evaluate", "transcribe", "fit-aligner", "convert", "export"]
+    names = ["train", "evaluate", "transcribe", "align", "segment", "fit-aligner", "convert", "export"]
+    assert list(app.COMMANDS) == names
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -182,7 +182,7 @@ def test_too_short_for_the_text_says_how_many_frames_it_needs() -> None:
 def test_outputs_that_are_no_numbers_are_an_error_and_impossible_labels_are_not() -> None:
     log_probs = said([0, 1, 0, 2])
     log_probs[2, 4] = np.nan
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="are not numbers"):
         align_labels(log_probs, [1, 2], BLANK)
     log_probs[2, 4], log_probs[:, 2] = -np.inf, -np.inf
     assert align_labels(log_probs, [1, 2], BLANK).confidences[1] == 0
