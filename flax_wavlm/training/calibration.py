@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 import jax
+from jax.experimental import multihost_utils
 
 from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.files import writing
@@ -52,6 +53,7 @@ def calibrate(config: TrainConfig, run: Parts, export: Path) -> None:
             FEWEST_WORDS,
         )
         return
+    multihost_utils.sync_global_devices("exported")  # the first process has written the folder
     clips = ClipBatches(chosen, dev.batch_size, BUCKETS, do_normalize=dev.do_normalize)
     model = load_model(
         export,
