@@ -64,7 +64,7 @@ class FlaxRecogniser:
         self.clips, self.batch = clips, batch
 
     def texts(self) -> list[str]:
-        return self.recogniser.transcribe(self.clips, batch_size=self.batch)
+        return [t.text for t in self.recogniser.transcribe(self.clips, batch_size=self.batch)]
 
     def block(self) -> float:
         start = time.perf_counter()

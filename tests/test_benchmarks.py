@@ -126,6 +126,7 @@ def test_model_and_step_need_no_package_for_data():
         "parity",
         "profile_step",
         "inference",
+        "confidence",
         "input_pipeline",
         "batch_shapes",
         "dry_run",

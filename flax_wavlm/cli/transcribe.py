@@ -1,25 +1,33 @@
-"""Audio files to text: one line "file<TAB>text" each on standard output.
+"""Recordings of any length to text, with the times of words.
 
-flax-wavlm transcribe --model FOLDER_OR_HUB_ID [--batch_size 8] [--dtype bfloat16] FILE...
+flax-wavlm transcribe --model FOLDER_OR_HUB_ID [--format srt --output_dir DIR] FILE|FOLDER|-...
 
-Tabs, line ends and control characters in names and texts are escaped, so that a line is a file.
+By default a recording is a line "file<TAB>text" on standard output. "-" is standard input.
 A file that cannot be read is named on standard error and the others are transcribed; the exit status is
 then 2. In a checkout, `python scripts/transcribe.py` is the same command.
 """
 
+import contextlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
 from flax_wavlm.cli.command import CHANNEL_HELP, Command, Parsed
 from flax_wavlm.cli.names import in_flags
+from flax_wavlm.cli.outputs import OUTPUT_FIELDS, define_output_flags, outputs
 from flax_wavlm.errors import UserError, printable
 
 
 def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
     flags.DEFINE_string("model", None, "The fine-tuned model: a folder or a hub id.", values)
-    flags.DEFINE_integer("batch_size", 8, "Clips at a time, a multiple of the devices.", flag_values=values)
+    define_output_flags(values)
+    flags.DEFINE_bool("timestamps", False, "Short for --format=tsv.", flag_values=values)
+    flags.DEFINE_float("window", 0.0, "Seconds heard at once; 0: as training clips were.", flag_values=values)
+    flags.DEFINE_bool("pauses", True, "Windows end at pauses where there are any.", flag_values=values)
+    flags.DEFINE_float("max_seconds", 0.0, "A longer file is an error; 0: none is.", flag_values=values)
+    flags.DEFINE_integer("batch_size", 8, "Windows at a time, a multiple of the devices.", flag_values=values)
     flags.DEFINE_enum(
         "dtype",
         "float32",
@@ -28,23 +36,43 @@ def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
         flag_values=values,
     )
     flags.DEFINE_string("channel", "auto", CHANNEL_HELP, values)
-    flags.DEFINE_float("max_seconds", 60.0, "A longer file is an error.", flag_values=values)
 
 
 def _run(parsed: Parsed) -> None:
+    from flax_wavlm.data.inputs import STDIN, named_recordings
+    from flax_wavlm.data.streams import spooled
     from flax_wavlm.recognition.recogniser import Recogniser
+    from flax_wavlm.recognition.recordings import Source
 
-    values, files = parsed
+    values, names = parsed
+    if values.timestamps:
+        values["format"].value = "tsv"
+    files = named_recordings(names)
+    written = outputs(values, files)
+    files = [file for file in files if not written.done(file)]
     recogniser = Recogniser.from_pretrained(values.model, dtype=values.dtype)
     failures = 0
-    for file, text, error in recogniser.transcribe_files(
-        files, batch_size=values.batch_size, max_seconds=values.max_seconds, channel=values.channel
-    ):
-        if error is None:
-            print(f"{printable(str(file))}\t{printable(text)}")
-        else:
-            print(printable(f"error: {in_flags(error, TRANSCRIBE.fields)}"), file=sys.stderr)
-            failures += 1
+    with contextlib.ExitStack() as stack:
+        sources = [
+            Source(file, stack.enter_context(spooled(sys.stdin.buffer, "standard input")))
+            if file == STDIN
+            else Source(file, Path(file))
+            for file in files
+        ]
+        for transcript in recogniser.transcripts(
+            sources,
+            batch_size=values.batch_size,
+            window=values.window,
+            at_pauses=values.pauses,
+            max_seconds=values.max_seconds or float("inf"),
+            channel=values.channel,
+            times=values.format != "text",
+        ):
+            if transcript.error is None:
+                written.write(transcript)
+            else:
+                print(printable(f"error: {in_flags(transcript.error, TRANSCRIBE.fields)}"), file=sys.stderr)
+                failures += 1
     if failures:
         raise UserError(f"{failures} of {len(files)} files could not be transcribed")
 
@@ -54,13 +82,15 @@ TRANSCRIBE = Command(
     description=__doc__,
     define=_define,
     run=_run,
-    arguments="FILE...",
+    arguments="FILE|FOLDER|-...",
     required=("model",),
     fields={
         "data.channel": "--channel",
         "batch_size": "--batch_size",
         "dtype": "--dtype",
         "max_seconds": "--max_seconds",
+        "window": "--window",
+        **OUTPUT_FIELDS,
     },
     results_on_stdout=True,
 )

@@ -34,7 +34,7 @@ class TrainingSeconds(NamedTuple):
     longest: float
 
     @classmethod
-    def of(cls, seconds: Sequence[float]) -> TrainingSeconds:
+    def of(cls, seconds: Sequence[float] | np.ndarray) -> TrainingSeconds:
         """Those of clips, of which there must be one at least."""
         return cls(round(float(np.percentile(seconds, 95)), 3), round(float(np.max(seconds)), 3))
 

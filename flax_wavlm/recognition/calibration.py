@@ -145,16 +145,20 @@ def judge(tokenizer: CTCTokenizer, path: np.ndarray, posteriors: np.ndarray, cli
     )
     said = list(words_of_labels(tokenizer, best.ids))
     confidences = [_mean(posteriors, best.frames[part]) for _, part in said]
-    reference = [text for text, _ in words_of_labels(tokenizer, clip.labels)]
     return JudgedWords(
         np.array(confidences).reshape(-1, posteriors.shape[1]),
-        right_words([text for text, _ in said], reference),
+        right_words([text for text, _ in said], reference_words(tokenizer, clip)),
     )
 
 
 def _mean(posteriors: np.ndarray, frames: np.ndarray) -> np.ndarray:
     """The mean [K] of the posteriors [T, K] over spans of frames [U, 2]."""
     return np.concatenate([posteriors[begin:end] for begin, end in frames]).mean(axis=0)
+
+
+def reference_words(tokenizer: CTCTokenizer, clip: Clip) -> list[str]:
+    """The words of a clip's text, as a transcript that says the same has them."""
+    return [text for text, _ in words_of_labels(tokenizer, clip.labels)]
 
 
 def right_words(words: Sequence[str], reference: Sequence[str]) -> np.ndarray:

@@ -238,7 +238,7 @@ def _check_names(files: Mapping[str, Path]) -> None:
             )
         if os.path.abspath(file) in recordings:
             raise UserError("would take the place of a recording", where=file, do="give output.folder")
-        if len(os.fsencode(file.name)) > _LONGEST_NAME:
+        if len(file.name.encode("utf-8", "surrogatepass")) > _LONGEST_NAME:
             raise UserError("the name is too long", where=file, do="rename the recording")
 
 
@@ -257,8 +257,8 @@ def _check_within(folder: Path, files: Mapping[str, Path]) -> None:
     for parent in {file.parent for file in files.values()}:
         try:
             leads_to = parent.resolve()
-        except (OSError, RuntimeError) as error:  # links in a circle
-            raise cannot_write(parent, error) from error
+        except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a null character
+            raise cannot_write(shown(str(parent)), error) from error
         if not leads_to.is_relative_to(whole):
             raise UserError(
                 f"leads to {leads_to}, outside of {folder}",

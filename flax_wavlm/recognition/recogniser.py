@@ -30,7 +30,13 @@ from flax_wavlm.porting.load import load_model
 from flax_wavlm.porting.mistaken import missing_vocabulary
 from flax_wavlm.porting.pretrained import open_weights
 from flax_wavlm.progress import bar
-from flax_wavlm.recognition.aligner import aligned_times, aligner_log_probs, encoder_checksum, load_aligner
+from flax_wavlm.recognition.aligner import (
+    ALIGNER_FILE,
+    aligned_times,
+    aligner_log_probs,
+    encoder_checksum,
+    load_aligner,
+)
 from flax_wavlm.recognition.ctc_task import character_ctc
 from flax_wavlm.recognition.decoding import GreedyDecoder, every_posterior
 from flax_wavlm.recognition.emissions import Emissions, whole
@@ -180,19 +186,20 @@ class Recogniser:
                 raise transcript.error
         return found
 
-    def transcribe_files(self, files: Sequence[str | Path], **settings: Any) -> list[Transcript]:
+    def transcribe_files(self, files: Sequence[str | Path | Source], **settings: Any) -> list[Transcript]:
         """`transcripts` as a list."""
         return list(self.transcripts(files, **settings))
 
     def transcripts(
         self,
-        files: Sequence[str | Path],
+        files: Sequence[str | Path | Source],
         *,
         batch_size: int = 8,
         window: float = 0.0,
         at_pauses: bool = True,
         max_seconds: float = math.inf,
         channel: str = "auto",
+        times: bool = True,
     ) -> Iterator[Transcript]:
         """What each audio file says, in their order, each as soon as it is known.
 
@@ -200,31 +207,42 @@ class Recogniser:
         that cannot be used does not lose the others.
 
         Args:
-            files: paths of audio files, see `flax_wavlm.data.audio.read_audio`.
+            files: paths of audio files, see `flax_wavlm.data.audio.read_audio`; or files under other names.
             batch_size: windows worked on at a time; a multiple of the number of devices.
             window: seconds of a window; 0: as long as most clips were that the model was trained on, where
                 its folder says so, else 20 s. Memory grows with its square.
             at_pauses: windows end at pauses where there are any; False: each has the same length.
             max_seconds: a longer file is an error.
             channel: of recordings with several, see `read_audio`.
+            times: False: nobody wants to know when words were said, so they are where the model says them.
         Raises:
             UserError: `batch_size`, `window` or `max_seconds` cannot be used, or the memory does not suffice.
                 An error of one file is in its transcript.
         """
         return self._transcripts(
-            [Source(Path(file), Path(file)) for file in files],
+            [file if isinstance(file, Source) else Source(Path(file), Path(file)) for file in files],
             batch_size=batch_size,
             window=window,
             at_pauses=at_pauses,
             max_seconds=max_seconds,
             channel=channel,
+            times=times,
         )
 
-    def _transcripts(self, sources: Sequence[Source], **settings: Any) -> Iterator[Transcript]:
+    def _transcripts(
+        self, sources: Sequence[Source], *, times: bool = True, **settings: Any
+    ) -> Iterator[Transcript]:
         """`transcripts` of any sources; the arguments are checked at once."""
+        if times and self.aligner is None:
+            log.info(
+                "%s: has no %s: words are where the model's own outputs are, which may be early or late; "
+                "fit_aligner.py makes one",
+                self.source,
+                ALIGNER_FILE,
+            )
         windowing = self.windowing(settings.pop("window", 0.0), at_pauses=settings.pop("at_pauses", True))
         decoded = functools.partial(self._decoded, frame_seconds=windowing.hop / SAMPLE_RATE)
-        heard = self._heard(sources, windowing, self.decoder.evidence, decoded, **settings)
+        heard = self._heard(sources, windowing, self.decoder.evidence, decoded, times=times, **settings)
 
         def spelled() -> Iterator[Transcript]:
             notes = []
@@ -307,6 +325,7 @@ class Recogniser:
         batch_size: int,
         max_seconds: float = math.inf,
         channel: str = "auto",
+        times: bool = True,
     ) -> Iterator[Heard[T]]:
         """What is made of the stretches of each recording; the arguments are checked at once.
 
@@ -322,7 +341,7 @@ class Recogniser:
         )
         longest = windowing.samples(windowing.longest)
         batches = WindowBatches(sources, pieces, batch_size, self.preprocessor.do_normalize, longest)
-        function, params = self._evidence(of_frames), (self.params, self.aligner)
+        function, params = self._evidence(of_frames), (self.params, self.aligner if times else None)
         if longest > UNKNOWN.longest * SAMPLE_RATE:
             check_memory(function, params, batches, self.mesh.size, "batch_size")
         results: Iterator[Any] = run_over(function, params, batches, self.mesh, field="batch_size")

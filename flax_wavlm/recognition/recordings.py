@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,7 +161,7 @@ class WindowBatches:
         clips = [_unlabelled("", np.zeros(samples, np.float32))] * self.batch_size
         return next(eval_batches(clips, self.batch_size, [samples], do_normalize=False))
 
-    def _pools(self) -> Iterator[list[tuple[int, Piece]]]:
+    def _pools(self) -> Generator[list[tuple[int, Piece]], None, None]:
         """Pieces in their order, with windows of about `POOL_SECONDS`, for whole batches."""
         pool: list[tuple[int, Piece]] = []
         count = samples = 0
@@ -196,7 +196,8 @@ class WindowBatches:
         return begun, pieces
 
     def _batches(self, pool: list[tuple[int, Piece]]) -> Iterator[Batch]:
-        first, clips = 0, []
+        first = 0
+        clips: list[Clip] = []
         for recording, piece in pool:
             number = next(self._numbers) if isinstance(piece, Window) else -1
             if isinstance(piece, Window):

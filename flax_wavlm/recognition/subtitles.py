@@ -1,8 +1,8 @@
 """Words as subtitles, in SubRip's (.srt) and WebVTT's (.vtt) format.
 
-A cue ends at a pause, and before a word that does not fit into its two lines of 42 characters. 42 is what the
-guides of broadcasters and streaming services have for Latin script. A character of full width, as Chinese has
-them, takes the room of two.
+A cue ends at a pause. A phrase that does not fit into two lines of 42 characters has several cues, which end
+at shorter pauses if there are any. Guides of broadcasters and streaming services have 42 for Latin script. A
+character of full width, as Chinese has them, takes the room of two.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from flax_wavlm.recognition.timeline import in_order, milliseconds
 from flax_wavlm.recognition.transcript import Transcript
 
 LINE = 42  # characters
-# Milliseconds between two words. Phonetics counts silence from 250 ms as a pause (Goldman-Eisler 1968). Twice
-# that leaves a hesitation inside of its phrase, which then is read in one piece.
-PAUSE = 500
+# Milliseconds between two words. Phonetics counts silence from 250 ms as a pause (Goldman-Eisler 1968). A
+# phrase ends at twice that. So a short hesitation is inside of it, and it is read in one piece if it fits.
+SHORT_PAUSE, PAUSE = 250, 500
 SHOWN = 1000  # milliseconds that a cue is shown at least, unless the next one begins: time to read a word
 
 _JOINER = "\u2060"  # it has no width
@@ -103,14 +103,31 @@ def _pieces(transcript: Transcript) -> list[_Piece]:
 
 def _groups(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
     """The pieces of each cue."""
-    group: list[_Piece] = []
-    for piece in pieces:
-        if group and (piece.start - group[-1].end >= PAUSE or not _breaks([*group, piece])):
-            yield group
-            group = []
-        group.append(piece)
-    if group:
-        yield group
+    for phrase in _phrases(pieces):
+        while phrase:
+            fitting = next((n for n in range(1, len(phrase)) if not _breaks(phrase[: n + 1])), len(phrase))
+            if fitting < len(phrase):
+                fitting = _shorter_pause(phrase, fitting)
+            yield phrase[:fitting]
+            phrase = phrase[fitting:]
+
+
+def _phrases(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
+    """The pieces between pauses."""
+    pauses = [i for i in range(1, len(pieces)) if _gap(pieces, i) >= PAUSE]
+    for begin, end in zip([0, *pauses], [*pauses, len(pieces)], strict=True):
+        yield list(pieces[begin:end])
+
+
+def _shorter_pause(phrase: Sequence[_Piece], fitting: int) -> int:
+    """Where a cue of at most so many pieces ends: the longest pause in its second half, or all that fits."""
+    longest = max(range((fitting + 1) // 2, fitting + 1), key=lambda i: (_gap(phrase, i), i))
+    return longest if _gap(phrase, longest) >= SHORT_PAUSE else fitting
+
+
+def _gap(pieces: Sequence[_Piece], i: int) -> int:
+    """Milliseconds of silence before a piece."""
+    return pieces[i].start - pieces[i - 1].end
 
 
 def _breaks(group: Sequence[_Piece]) -> list[int]:

@@ -25,7 +25,7 @@ from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.heads import structure
 from flax_wavlm.models.parameters import Params, combine, partition, split
 from flax_wavlm.parallel import sharding
-from flax_wavlm.porting.extras import EXTRAS_FILE, Extras, read_extras, write_extras
+from flax_wavlm.porting.extras import EXTRAS_FILE, Extras, TrainingSeconds, read_extras, write_extras
 from flax_wavlm.porting.load import load_model
 from flax_wavlm.porting.mistaken import missing_vocabulary
 from flax_wavlm.porting.pretrained import PretrainedWeights, open_weights
@@ -53,12 +53,15 @@ class StartingPoint(NamedTuple):
         scoring = self.task.scoring.chosen_by(best_by)
         return self._replace(task=dataclasses.replace(self.task, scoring=scoring))
 
-    def save_processor(self, folder: Path) -> None:
-        """Writes the files that say how the model reads and writes: an export copies them."""
+    def save_processor(self, folder: Path, seconds: TrainingSeconds) -> None:
+        """Writes the files that say how the model reads and writes: an export copies them.
+
+        `seconds` are those of the training clips.
+        """
         with writing(folder):
             self.tokenizer.save(folder)
             self.preprocessor.save(folder)
-            write_extras(folder, Extras(self.tokenizer.rule, self.tokenizer.follows))
+            write_extras(folder, Extras(self.tokenizer.rule, self.tokenizer.follows, seconds))
             write_atomically(folder / "alphabet.tsv", self.alphabet)
             write_atomically(folder / "config.json", json.dumps(self.config.to_hf(), indent=2) + "\n")
 

@@ -14,10 +14,12 @@ import jax
 from jax.sharding import Mesh
 
 from flax_wavlm.data.batches import Features, train_iterator
+from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.errors import Preempted, UserError
 from flax_wavlm.files import writing
 from flax_wavlm.models.parameters import combine, split
 from flax_wavlm.parallel import processes, sharding
+from flax_wavlm.porting.extras import TrainingSeconds
 from flax_wavlm.porting.load import load_model
 from flax_wavlm.progress import ON_THE_BAR, Bar, bar
 from flax_wavlm.recognition.evaluate import collapse, figures_line, write_predictions
@@ -83,7 +85,8 @@ def train(config: TrainConfig) -> TrainResult:
         run = prepare(config, mesh)
         log.info("%s", banner(config, run.speech, run.programs.template, run.attention))
         if jax.process_index() == 0:
-            run.origin.save_processor(workdir / "processor")
+            seconds = TrainingSeconds.of(run.speech.train.lengths / SAMPLE_RATE)
+            run.origin.save_processor(workdir / "processor", seconds)
         journal = _journal(config, run, workdir)
         with out_of_memory_explained(config, run):
             _fit(config, run, workdir, journal, stop)

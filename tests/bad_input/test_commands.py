@@ -100,7 +100,7 @@ CASES = [
     Case(
         "no file to transcribe",
         typed("transcribe", "--model=x"),
-        error=r"found \[\], expected FILE\.\.\.",
+        error=r"found \[\], expected FILE\|FOLDER\|-\.\.\.",
     ),
     Case("no --model", typed("transcribe", "a.wav"), error=r"--model"),
     Case(

@@ -83,7 +83,7 @@ def test_train_script_says_what_is_wrong(
         ("evaluate", ["--model=x", "--corpus=timit", "--nothing=1"], "`flax-wavlm evaluate --help` lists"),
         ("evaluate", ["--model=x", "--corpus=timit", "--dtype=float16"], "<float32|bfloat16>"),
         ("evaluate", ["--model=x", "--corpus=timit", "a.wav"], "found ['a.wav'], expected no argument"),
-        ("transcribe", ["--model=x"], "found [], expected FILE..."),
+        ("transcribe", ["--model=x"], "found [], expected FILE|FOLDER|-..."),
         ("transcribe", ["a.wav", "--batch_size", "many", "--model=x"], "--batch_size=many"),
         ("convert", ["source"], "found ['source'], expected SOURCE FOLDER"),
         ("convert", ["source", "folder", "--clip=x"], "--clip is 'x', expected --verify beside it"),
@@ -107,8 +107,8 @@ def test_command_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err == (
-        "error: trian: there is no such command, expected one of train, evaluate, transcribe, convert, "
-        "export; did you mean 'train'?\n"
+        f"error: trian: there is no such command, expected one of {', '.join(app.COMMANDS)}; "
+        "did you mean 'train'?\n"
     )
     assert app.main(["zzz"]) == 2
     assert "`flax-wavlm --help` describes them" in capsys.readouterr().err

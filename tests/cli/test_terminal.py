@@ -16,7 +16,8 @@ from flax_wavlm.data.clips import describe_skipped
 from flax_wavlm.data.corpora.utterance import Skipped
 from flax_wavlm.errors import UserError, printable
 from flax_wavlm.recognition.evaluate import Prediction, write_predictions
-from flax_wavlm.recognition.recogniser import Recogniser, Transcript
+from flax_wavlm.recognition.recogniser import Recogniser
+from flax_wavlm.recognition.transcript import Transcript
 
 BAD = "a\tb\nc\r\x1b[31m\x07\x9b\u2028\u202e\u2066\udcfc\ud800\x7f"
 ESCAPED = r"a\tb\nc\r\x1b[31m\x07\x9b\u2028\u202e\u2066\xfc\ud800\x7f"
@@ -32,9 +33,10 @@ def test_transcripts_are_a_line_and_a_tab_each(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Fixed:
-        def transcribe_files(self, files, **settings):
+        def transcripts(self, sources, **settings):
             logging.getLogger("flax_wavlm.x").warning("%s: heard", BAD)
-            return [Transcript(Path(BAD), BAD), Transcript(Path("b"), "", UserError("is bad", where=BAD))]
+            yield Transcript(BAD, BAD)
+            yield Transcript("b", error=UserError("is bad", where=BAD))
 
     monkeypatch.setattr(Recogniser, "from_pretrained", lambda *arguments, **settings: Fixed())
     assert app.run(TRANSCRIBE, ["--model=x", "a", "b"]) == 2

@@ -145,6 +145,12 @@ def test_cues_end_at_pauses_and_lines_at_42_characters():
     )
 
 
+def test_a_long_phrase_is_divided_at_its_shorter_pauses():
+    words = [("word", i * 0.5, i * 0.5 + (0.2 if i in (3, 12, 20) else 0.4)) for i in range(30)]
+    found = cues(transcript(" ".join(word for word, *_ in words), *words, duration=20.0))
+    assert [" ".join(cue.lines).count("word") for cue in found] == [13, 8, 9]
+
+
 def test_a_long_word_stays_whole():
     long = "x" * 50
     assert [cue.lines for cue in cues(even([long, "a", long]))] == [(long, "a"), (long,)]

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,44 @@ def test_names_never_leave_the_folder(here):
     assert "outside of out" in text
     (here / "out" / "loop").symlink_to("loop")
     assert "cannot be written" in message("loop/x.wav", folder="out")
+
+
+def test_random_names_never_leave_the_folder(here):
+    rng = random.Random(0)
+    pieces = (
+        "..",
+        ".",
+        "/",
+        "//",
+        "a",
+        "x.wav",
+        "~",
+        "-",
+        " ",
+        "\n",
+        "C:",
+        "\\",
+        "\0",
+        "é",
+        "\udcff",
+        "a" * 300,
+        "",
+    )
+    refused = 0
+    for _ in range(300):
+        names = ["/".join(rng.choices(pieces, k=rng.randrange(1, 6))) or "x" for _ in range(3)]
+        try:
+            files = plan_outputs(names, "json", folder="out").files or {}
+        except UserError as error:
+            assert "\n" not in str(error)  # noqa: PT017 - either end is right
+            refused += 1
+            continue
+        for file in files.values():
+            assert Path(os.path.abspath(file)).is_relative_to(here / "out")
+            assert file.name.endswith(".json")
+    assert 30 < refused < 270
+    assert os.listdir(here) == ["out"]
+    assert os.listdir("out") == []
 
 
 def test_recordings_of_one_stem_keep_their_suffixes(here):

@@ -1,5 +1,7 @@
 """Runs that are interrupted, finished, or started again with another configuration."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -13,6 +15,8 @@ from helpers.small_run import lines, small_run
 from flax_wavlm import UserError
 from flax_wavlm.errors import Preempted
 from flax_wavlm.parallel import processes
+from flax_wavlm.porting.extras import read_extras
+from flax_wavlm.training import calibration
 from flax_wavlm.training.report.metrics import read_metrics
 from flax_wavlm.training.train import TrainResult, train
 
@@ -25,10 +29,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
+@contextlib.contextmanager
+def fitting_a_temperature() -> Iterator[None]:
+    """A run's test split of few words is enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "FEWEST_WORDS", 1)
+        yield
+
+
 @pytest.fixture(scope="module")
 def whole(place: Path, one_device: None) -> TrainResult:
     """The run that nothing interrupts. Several tests compare theirs with it; none may change its workdir."""
-    return train(small_run(place, "whole"))
+    with fitting_a_temperature():
+        return train(small_run(place, "whole"))
 
 
 def test_resumed_run_is_the_uninterrupted_one(place: Path, whole: TrainResult) -> None:
@@ -38,9 +51,13 @@ def test_resumed_run_is_the_uninterrupted_one(place: Path, whole: TrainResult) -
     assert [row["step"] for row in read_metrics(interrupted)] == [2]
     with interrupted.open("a") as file:
         file.write('{"step": 3, "spl')  # and the kill came in the middle of a line
-    parts = train(small_run(place, "parts"))
+    with fitting_a_temperature():
+        parts = train(small_run(place, "parts"))
 
     assert metrics(parts.workdir) == metrics(whole.workdir)
+    extras = [read_extras(result.export) for result in (whole, parts)]
+    assert extras[0] == extras[1]
+    assert extras[0].temperature != 1.0
     one, other = (
         safetensors.numpy.load_file(result.export / "model.safetensors") for result in (whole, parts)
     )
