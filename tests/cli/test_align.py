@@ -26,7 +26,7 @@ TEXT = "She had your dark suit, in\ngreasy wash-water."
 def there(tmp_path_factory: pytest.TempPathFactory, one_device: None) -> SimpleNamespace:
     """A model of random weights, a recording of 4 s, and its text."""
     folder = tmp_path_factory.mktemp("model")
-    tiny_reference("large", folder)
+    tiny_reference("large", folder, num_hidden_layers=1)
     CTCTokenizer.from_texts(["abcdefghijklmnopqrstuvwxyz'"]).save(folder)
     Preprocessor(do_normalize=True, return_attention_mask=True).save(folder)
     data = tmp_path_factory.mktemp("data")
