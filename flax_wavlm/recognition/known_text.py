@@ -24,7 +24,7 @@ from flax_wavlm.recognition.transcript import Character, TimedLabels, Word
 
 log = logging.getLogger(__name__)
 
-MOST_BYTES = 16 * 2**20  # of a text file: what is said in a day is a twentieth of it
+MOST_BYTES = 4 * 2**20  # of a text file: more than anybody says in a day
 
 
 class KnownWord(NamedTuple):

@@ -113,7 +113,7 @@ def plan_outputs(
     files = {name: _place(name, stems, folder, FORMATS[format]) for name in map(_key, inputs)}
     _check_names(files)
     if folder:
-        _make(Path(folder))
+        make_folder(Path(folder))
         _check_within(Path(folder), files)
     there = {name: file for name, file in files.items() if exists(file)}
     if folders := [str(file) for file in there.values() if not is_file(file)]:
@@ -242,7 +242,8 @@ def _check_names(files: Mapping[str, Path]) -> None:
             raise UserError("the name is too long", where=file, do="rename the recording")
 
 
-def _make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Makes a folder to write to, before long work for it. UserError where it cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:

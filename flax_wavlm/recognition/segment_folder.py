@@ -23,6 +23,7 @@ from flax_wavlm.data.streams import open_stream
 from flax_wavlm.errors import UserError, cannot_read, cannot_write
 from flax_wavlm.files import exists, read_json_object, write_atomically
 from flax_wavlm.recognition.align import align_recording
+from flax_wavlm.recognition.outputs import make_folder
 from flax_wavlm.recognition.pauses import levels
 from flax_wavlm.recognition.recogniser import Recogniser
 from flax_wavlm.recognition.segments import Segment, segments
@@ -119,6 +120,7 @@ def cut_into(folder: Path, recogniser: Recogniser, cutting: Cutting) -> None:
     Raises UserError where the recording and the text cannot be aligned, no clip is left, or the folder cannot
     be written.
     """
+    make_folder(folder)
     aligned = align_recording(recogniser, cutting.audio, cutting.text, channel=cutting.channel)
     with open_stream(cutting.audio, missing_ok=FEW, channel=cutting.channel) as stream:
         level = levels(stream.read)
@@ -141,8 +143,8 @@ def write_segments(folder: Path, cutting: Cutting, found: Sequence[Segment], who
     used = [row for row in rows if "reason" not in row]
     rejected = [row for row in rows if "reason" in row]
     said = _summary(found, whole.duration)
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         _write(folder / REJECTED, rejected)
         if used:
             write_atomically(folder / MADE_OF, json.dumps({**identity, "found": said}, indent=2) + "\n")
