@@ -308,6 +308,26 @@ class Recogniser:
             frame_seconds = windowing.hop / SAMPLE_RATE
             yield Emissions(arrays["log_probs"], arrays.get(ALIGNER), frame_seconds, ended.seconds)
 
+    def align(
+        self, audio: str | Path | Samples, text: str, *, stars: bool = True, **settings: Any
+    ) -> Transcript:
+        """When each word of a known text was said in a recording of any length.
+
+        Args:
+            audio: an audio file, or samples with their rate.
+            text: what is said; it goes through the tokenizer's text rule.
+            stars: speech that the text lacks may stand before, behind and between its words. The log names
+                it, and words that were hardly said.
+            settings: of `emissions`.
+        Raises:
+            UserError: the recording cannot be read, the text has nothing that the model can say, or the
+                recording is too short for the text.
+        """
+        named = audio if isinstance(audio, Samples) else Path(audio)
+        aligned = align_recording(self, named, text, stars=stars, **settings)
+        report(aligned)
+        return aligned.transcript
+
     def windowing(self, window: float = 0.0, *, at_pauses: bool = True) -> Windowing:
         """How recordings are cut, see `transcripts`. UserError where the window cannot be used."""
         if not 0 <= window < math.inf:
