@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -38,10 +38,17 @@ class Hearer(Protocol):
     @property
     def tokenizer(self) -> CTCTokenizer: ...
 
-    def emissions(self, source: str | Path | Samples, **settings: Any) -> Emissions: ...
+    def emissions(
+        self,
+        source: str | Path | Samples,
+        *,
+        batch_size: int = ...,
+        window: float = ...,
+        channel: str = ...,
+    ) -> Emissions: ...
 
     def every_emissions(
-        self, sources: Sequence[Source], **settings: Any
+        self, sources: Sequence[Source], *, batch_size: int = ..., window: float = ..., channel: str = ...
     ) -> Iterator[Emissions | UserError]: ...
 
 

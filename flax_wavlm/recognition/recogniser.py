@@ -30,6 +30,7 @@ from flax_wavlm.porting.load import load_model
 from flax_wavlm.porting.mistaken import missing_vocabulary
 from flax_wavlm.porting.pretrained import open_weights
 from flax_wavlm.progress import bar
+from flax_wavlm.recognition.align import align_recording, report
 from flax_wavlm.recognition.aligner import (
     ALIGNER_FILE,
     aligned_times,
