@@ -20,9 +20,8 @@ from flax_wavlm.errors import UserError, some
 from flax_wavlm.progress import tracked
 from flax_wavlm.recognition.aligner import aligned_times
 from flax_wavlm.recognition.alignment import STAR_PENALTY, Alignment, align_labels
-from flax_wavlm.recognition.emissions import Emissions
+from flax_wavlm.recognition.emissions import Emissions, Hearer
 from flax_wavlm.recognition.known_text import KnownText, known_text, timed_characters, timed_words
-from flax_wavlm.recognition.recogniser import Recogniser
 from flax_wavlm.recognition.recordings import Source
 from flax_wavlm.recognition.transcript import TimedLabels, Transcript, Word
 
@@ -137,7 +136,7 @@ def _runs(found: Alignment, known: KnownText, frames: int, pause: int) -> Iterat
 
 
 def align_recording(
-    recogniser: Recogniser,
+    recogniser: Hearer,
     audio: Path | Samples,
     text: str,
     *,
@@ -163,7 +162,7 @@ def align_recording(
 
 
 def align_utterances(
-    recogniser: Recogniser,
+    recogniser: Hearer,
     utterances: Sequence[Utterance],
     unusable: Sequence[Skipped] = (),
     *,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from flax_wavlm.recognition.recordings import Evidence
+from flax_wavlm.data.corpora.utterance import Samples
+from flax_wavlm.data.tokenizer import CTCTokenizer
+from flax_wavlm.errors import UserError
+from flax_wavlm.recognition.recordings import Evidence, Source
 
 UNSAID = 1e-4  # the posterior that all labels but the blank have together in a pause that no window heard
 
@@ -25,6 +30,26 @@ class Emissions(NamedTuple):
     aligner: np.ndarray | None
     frame_seconds: float
     duration: float
+
+
+class Hearer(Protocol):
+    """What hears recordings: a `Recogniser`."""
+
+    @property
+    def tokenizer(self) -> CTCTokenizer: ...
+
+    def emissions(
+        self,
+        source: str | Path | Samples,
+        *,
+        batch_size: int = ...,
+        window: float = ...,
+        channel: str = ...,
+    ) -> Emissions: ...
+
+    def every_emissions(
+        self, sources: Sequence[Source], *, batch_size: int = ..., window: float = ..., channel: str = ...
+    ) -> Iterator[Emissions | UserError]: ...
 
 
 def whole(

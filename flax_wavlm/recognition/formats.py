@@ -40,6 +40,8 @@ FORMATS = {
 # In these, what is said of one recording may follow what is said of another.
 OF_SEVERAL = ("text", "jsonl", "tsv", "ctm")
 
+# What a terminal obeys, or no UTF-8 file can hold. JSON has the same text with it escaped.
+_TO_ESCAPE = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _COLUMNS = ("file", "start", "end", "word", "confidence")
 
 
@@ -51,8 +53,7 @@ def header(format: str) -> str:
 def content(transcript: Transcript, format: str) -> str:
     """What stands in a file or stream of this transcript, after the `header`; whole lines.
 
-    Half of a surrogate pair, as Python has for a name's undecodable bytes, may be in it. A file is to be
-    written with errors="backslashreplace".
+    Control characters, and what Python has for a name's undecodable bytes, are escaped in it.
 
     Args:
         transcript: one without an error.
@@ -64,7 +65,7 @@ def content(transcript: Transcript, format: str) -> str:
         case "json":
             return _indented(_object(transcript))
         case "jsonl":
-            return json.dumps(_object(transcript), ensure_ascii=False) + "\n"
+            return _json(_object(transcript)) + "\n"
         case "tsv":
             return "".join(_tsv_lines(transcript))
         case "ctm":
@@ -90,6 +91,11 @@ def _object(transcript: Transcript) -> dict[str, Any]:
     }
 
 
+def _json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return _TO_ESCAPE.sub(lambda character: json.dumps(character[0])[1:-1], text)
+
+
 def _timed(items: Sequence[Word | Character], duration: float) -> list[dict[str, Any]]:
     spans = milliseconds([(item.start, item.end) for item in items], duration)
     return [
@@ -104,7 +110,7 @@ def _indented(parts: dict[str, Any]) -> str:
 
     def value(part: Any) -> str:
         if not isinstance(part, list) or not part:
-            return json.dumps(part, ensure_ascii=False)
+            return _json(part)
         return "[\n" + ",\n".join(f"    {value(item)}" for item in part) + "\n  ]"
 
     return "{\n" + ",\n".join(f'  "{name}": {value(part)}' for name, part in parts.items()) + "\n}\n"

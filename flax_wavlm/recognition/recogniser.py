@@ -30,6 +30,7 @@ from flax_wavlm.porting.load import load_model
 from flax_wavlm.porting.mistaken import missing_vocabulary
 from flax_wavlm.porting.pretrained import open_weights
 from flax_wavlm.progress import bar
+from flax_wavlm.recognition.align import align_recording, report
 from flax_wavlm.recognition.aligner import (
     ALIGNER_FILE,
     aligned_times,
@@ -307,6 +308,26 @@ class Recogniser:
             arrays = whole(stretches, frames, self.config.vocab_size, self.tokenizer.blank_id)
             frame_seconds = windowing.hop / SAMPLE_RATE
             yield Emissions(arrays["log_probs"], arrays.get(ALIGNER), frame_seconds, ended.seconds)
+
+    def align(
+        self, audio: str | Path | Samples, text: str, *, stars: bool = True, **settings: Any
+    ) -> Transcript:
+        """When each word of a known text was said in a recording of any length.
+
+        Args:
+            audio: an audio file, or samples with their rate.
+            text: what is said; it goes through the tokenizer's text rule.
+            stars: speech that the text lacks may stand before, behind and between its words. The log names
+                it, and words that were hardly said.
+            settings: of `emissions`.
+        Raises:
+            UserError: the recording cannot be read, the text has nothing that the model can say, or the
+                recording is too short for the text.
+        """
+        named = audio if isinstance(audio, Samples) else Path(audio)
+        aligned = align_recording(self, named, text, stars=stars, **settings)
+        report(aligned)
+        return aligned.transcript
 
     def windowing(self, window: float = 0.0, *, at_pauses: bool = True) -> Windowing:
         """How recordings are cut, see `transcripts`. UserError where the window cannot be used."""

@@ -28,7 +28,7 @@ LOOK_AHEAD = 30.0  # seconds by which the level of speech and of what is between
 PAUSE = 0.2  # seconds: a window ends at such a pause where it can
 SHORT_PAUSE = 0.1  # seconds: it may be the closure before a plosive, so a window ends there only in need
 LONG_PAUSE = 1.0  # seconds: no window goes on behind it
-MARGIN = 0.1  # seconds of a pause that its neighbours keep
+MARGIN = 0.12  # seconds of a pause that its neighbours keep
 STRETCH = 60.0  # seconds: without a pause, speech is decoded in stretches of about this length
 REMEMBERED = 600.0  # seconds that tell the levels too, so that a long silence is not taken for speech
 

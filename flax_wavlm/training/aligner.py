@@ -58,12 +58,12 @@ log = logging.getLogger(__name__)
 Array = jax.Array
 
 ALPHA = 0.8  # the share of the label priors
-STEPS = 1500
-LEAST_STEPS, MOST_EPOCHS = 300, 100  # of a corpus that is soon learnt by heart
+STEPS = 800
+LEAST_STEPS, MOST_EPOCHS = 100, 100  # of a corpus of few clips, which is soon learnt by heart
 BATCH_SECONDS = 50.0  # padded speech in a step
 BUCKETS = 3  # padded lengths, each of which compiles once
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 3e-3, 1e-2, 1.0
-MOST_SECONDS = 7200.0  # of speech that is fitted to
+MOST_SECONDS = 3600.0  # of speech that is fitted to
 MOST_BYTES = 2**29  # of its features in memory
 USUAL_SECONDS = 5.0  # of a clip whose length only decoding would tell
 ENCODED = 8  # clips that the feature encoder works on at a time
@@ -253,6 +253,7 @@ def fit_folder(
     *,
     name: str = "train",
     seed: int = 0,
+    steps: int = STEPS,
     channel: str = "auto",
 ) -> Path:
     """Fits an aligner to the model in a folder, and writes it there; returns the file.
@@ -262,7 +263,7 @@ def fit_folder(
         utterances: from `load_corpus`, whose text the model can write.
         unusable: what the corpus's reader could not use; named in the log.
         name: what messages call the utterances.
-        seed: as for `fit_aligner`.
+        seed, steps: as for `fit_aligner`.
         channel: of recordings with several, see `read_audio`.
     Raises:
         UserError: it is no model's folder, or cannot be written; no utterance can be used.
@@ -292,7 +293,7 @@ def fit_folder(
         model.tokenizer.delimiter_id,
         model.preprocessor.do_normalize,
     )
-    aligner, fitting = fit_aligner(listener, clips, seed=seed)
+    aligner, fitting = fit_aligner(listener, clips, seed=seed, steps=steps)
     return save_aligner(folder, aligner, fitting, encoder=encoder_checksum(model.params))
 
 

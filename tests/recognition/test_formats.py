@@ -10,6 +10,7 @@ from helpers.transcripts import check_formats, random_transcript
 from praatio import textgrid
 from pysubs2 import SSAFile
 
+from flax_wavlm.errors import printable
 from flax_wavlm.recognition.formats import FORMATS, content, header
 from flax_wavlm.recognition.subtitles import LINE, PAUSE, blanks_before, cues
 from flax_wavlm.recognition.timeline import in_order, milliseconds
@@ -97,9 +98,16 @@ def test_names_that_would_break_a_table():
     comment = transcript("new york", ("new york", 0, 1), (" \n", 1, 2), file=";;x\u00a0y.wav")
     assert content(comment, "ctm") == "%3B;x%C2%A0y.wav 1 0.000 1.000 new_york 0.8750\n"
     undecodable = transcript("a", ("a", 0, 1), file="b\udcff.wav")
-    assert (
-        json.loads(content(undecodable, "json").encode("utf-8", "backslashreplace"))["file"] == "b\udcff.wav"
-    )
+    assert json.loads(content(undecodable, "json").encode("utf-8"))["file"] == "b\udcff.wav"
+
+
+def test_no_terminal_obeys_what_is_written():
+    words = [("\x1b[31m", 0, 1), ("\u202eab", 1, 2), ("\x9b", 2, 3)]
+    odd = transcript(" ".join(word for word, *_ in words), *words, file="\x07\udcff.wav")
+    for format in FORMATS:
+        written = content(odd, format).replace("\t", " ").split("\n")
+        assert [printable(line) for line in written] == written
+    assert json.loads(content(odd, "jsonl"))["text"] == odd.text
 
 
 HARMFUL = [

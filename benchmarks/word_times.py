@@ -1,0 +1,445 @@
+"""When each word was said: our aligner and transformers' pipeline, on speech whose word times are known.
+
+    python benchmarks/word_times.py                             # trains the demo's model first
+    python benchmarks/word_times.py --model M --speech CORPUS   # a fine-tuned model, and the corpus it learnt
+
+Three sets of clips: the demo's test sentences; sentences of the same words in any order, 3 to 9 of them, by
+the test's voices; and NLTK's sample of TIMIT, where TIMIT_SAMPLE_DIR says where it is. The word times of the
+synthetic sets are espeak-ng's, those of the sample were made by hand. Errors are absolute differences, begins
+and ends together. "Recognised" counts the words of a hypothesis that match the reference. Where the text is
+known, the reference itself is aligned. The sample has letters that the demo's model lacks. So for it a new
+aligner is fitted to that model's feature encoder, on the sample's other speakers, and the text is known.
+
+The two offsets of the aligner (`flax_wavlm/recognition/aligner.py`) come from none of these clips. They are
+measured on German sentences, with an aligner that is fitted to others of them; the table has how far the
+constants are from what was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jiwer
+import numpy as np
+import pairs
+
+from flax_wavlm.data.clips import Clip, usable_clips
+from flax_wavlm.data.corpora.espeak import open_espeak
+from flax_wavlm.data.corpora.load import load_corpus
+from flax_wavlm.data.corpora.sentences import ENGLISH
+from flax_wavlm.data.corpora.synthetic import VOICES, Speaker, make_corpus, write_recording
+from flax_wavlm.data.corpora.utterance import Utterance
+from flax_wavlm.data.sampling import SAMPLE_RATE
+from flax_wavlm.data.text import TextRule
+from flax_wavlm.data.tokenizer import CTCTokenizer
+
+ROOT = Path(__file__).parents[1]
+RECOGNISED = {"median": 25.0, "90th percentile": 120.0}  # ms, at most
+TEXT_KNOWN = {"median": 20.0, "90th percentile": 100.0}
+SAMPLE_HELD_OUT = ("dr1-mcpm0", "dr4-falr0", "dr5-ftlg0", "dr7-madd0")  # as configs/timit_sample.py
+PER_SPEAKER = 10
+WORDS = (3, 9)  # of a sentence in any order
+
+
+class Spoken(NamedTuple):
+    """A word and when it was said, in seconds."""
+
+    word: str
+    start: float
+    end: float
+
+
+class Said(NamedTuple):
+    """A clip, and what was said in it when."""
+
+    clip: Clip
+    words: list[Spoken]
+
+
+# --- Speech -------------------------------------------------------------------------------------------------
+
+
+def speak_in_any_order(folder: Path, clips: int, *, seed: int = 0) -> list[Utterance]:
+    """Sentences of the demo's words in any order, by the voices of its test."""
+    words = sorted({word for slot in ENGLISH.templates[0] for word in slot})
+    voices = [(sex, variant) for sex, variants in VOICES["TEST"].items() for variant in variants]
+    rng = np.random.default_rng([seed, 1])
+    found = []
+    with open_espeak() as espeak:
+        for number in range(clips):
+            if number % PER_SPEAKER == 0:
+                who = number // PER_SPEAKER
+                sex, variant = voices[who % len(voices)]
+                voice, rate, pitch = (
+                    f"en-us+{variant}",
+                    int(rng.integers(170, 231)),
+                    int(rng.integers(35, 66)),
+                )
+                speaker = Speaker(f"{sex}{who:03d}", voice, rate, pitch)
+            said = rng.choice(words, rng.integers(WORDS[0], WORDS[1] + 1))
+            sentence = " ".join(said).capitalize() + "."
+            path = folder / speaker.name / f"{number}"
+            one = np.random.default_rng([seed, number])
+            write_recording(path, sentence, speaker, ENGLISH, one, espeak)
+            found.append(Utterance(str(number), path.with_suffix(".WAV"), sentence))
+    return found
+
+
+def with_times(utterances: Sequence[Utterance], tokenizer: CTCTokenizer, frame_count: Callable) -> list[Said]:
+    """The clips that can be used, with the word times beside their audio."""
+    by_id = {utterance.id: utterance for utterance in utterances}
+    clips, _ = usable_clips(utterances, tokenizer, frame_count=frame_count, drop_infeasible=False)
+    found = []
+    for clip in clips:
+        audio = by_id[clip.id].audio
+        assert isinstance(audio, Path)
+        times = next(path for suffix in (".WRD", ".wrd") if (path := audio.with_suffix(suffix)).exists())
+        lines = (line.split() for line in times.read_text(encoding="utf-8").splitlines())
+        words = [
+            Spoken(word.lower(), int(begin) / SAMPLE_RATE, int(end) / SAMPLE_RATE)
+            for begin, end, word in lines
+        ]
+        found.append(Said(clip, words))
+    return found
+
+
+# --- Ours ---------------------------------------------------------------------------------------------------
+
+
+class Heard(NamedTuple):
+    """What a model and an aligner make of a clip."""
+
+    path: np.ndarray  # [T], the most probable label of each frame
+    own: np.ndarray  # [T, V], the model's log-probabilities
+    aligner: np.ndarray  # [T, V], the aligner's
+
+
+class Ours:
+    """A model with an aligner.
+
+    Args:
+        folder: of the model, which has an aligner unless one is given.
+        tokenizer, aligner: in place of the folder's own.
+    """
+
+    def __init__(self, folder: Path, tokenizer: CTCTokenizer | None = None, aligner: dict | None = None):
+        from flax_wavlm.recognition.aligner import encoder_checksum, load_aligner
+        from flax_wavlm.recognition.recogniser import Recogniser
+
+        self.model = Recogniser.from_pretrained(folder)
+        self.tokenizer = tokenizer or self.model.tokenizer
+        self.config, self.params = self.model.config, self.model.params
+        encoder = encoder_checksum(self.params)
+        found = aligner or load_aligner(folder, self.config, encoder=encoder)
+        assert found is not None
+        self.aligner = found
+        self.frame_seconds = math.prod(self.config.conv_stride) / SAMPLE_RATE
+
+    def hear(self, clips: Sequence[Clip]) -> Iterator[Heard]:
+        """The outputs of each clip, in order."""
+        import jax
+
+        from flax_wavlm.data.preprocessor import input_values
+        from flax_wavlm.models.heads import structure
+        from flax_wavlm.models.parameters import merge
+        from flax_wavlm.recognition.aligner import aligner_log_probs
+        from flax_wavlm.recognition.forward import ClipBatches
+
+        graphdef, _ = structure(dataclasses.replace(self.config, masked_group_norm=True))
+
+        @jax.jit
+        def forward(params, aligner, batch):
+            model, lengths = merge(graphdef, params), batch["lengths"]
+            features = model.features(input_values(batch), lengths)
+            logits, frame_lengths = model.from_features(features, lengths)
+            return jax.nn.log_softmax(logits), aligner_log_probs(aligner, features, frame_lengths)
+
+        batches = ClipBatches(clips, 8, 3, do_normalize=self.model.preprocessor.do_normalize)
+        found: dict[int, Heard] = {}
+        for batch in batches:
+            inputs = {name: batch[name] for name in ("samples", "mean", "scale", "lengths")}
+            own, aligner = (np.asarray(x) for x in forward(self.params, self.aligner, inputs))
+            for row in np.flatnonzero(batch["valid"]):
+                frames = self.config.frame_count(int(batch["lengths"][row]))
+                log_probs = own[row, :frames]
+                found[int(batch["clip"][row])] = Heard(
+                    log_probs.argmax(axis=1), log_probs, aligner[row, :frames]
+                )
+        yield from (found[i] for i in range(len(clips)))
+
+    def frames(self, log_probs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The text with blanks around it, and the frames [L, 2] of its labels by the best path."""
+        from flax_wavlm.recognition.aligner import text_to_align
+        from flax_wavlm.recognition.alignment import align_labels
+
+        text = text_to_align(labels, self.tokenizer.delimiter_id)
+        return text, align_labels(log_probs, text, self.tokenizer.blank_id).frames
+
+    def words(self, log_probs: np.ndarray, labels: np.ndarray) -> list[Spoken]:
+        """When the words of a text were said."""
+        from flax_wavlm.recognition.aligner import label_times
+        from flax_wavlm.recognition.transcript import TimedLabels, spell
+
+        if not len(labels):
+            return []
+        text, frames = self.frames(log_probs, labels)
+        times = label_times(frames, text, self.tokenizer.delimiter_id, self.frame_seconds)
+        some = np.ones(len(text))
+        spelled = spell(self.tokenizer, TimedLabels(text, times, some, some.astype(int)))
+        return [Spoken(word, start, end) for word, start, end, _ in spelled.words]
+
+
+# --- Theirs -------------------------------------------------------------------------------------------------
+
+
+def transformers_words(folder: Path, clips: Sequence[Clip]) -> list[list[Spoken]]:
+    """What transformers' pipeline says of each clip."""
+    import transformers
+
+    from flax_wavlm.data.preprocessor import full_scale
+
+    pipeline = transformers.pipeline("automatic-speech-recognition", model=str(folder), device="cpu")
+    found = []
+    for clip in clips:
+        chunks = pipeline(full_scale(clip.samples), return_timestamps="word").get("chunks", [])
+        found.append([Spoken(chunk["text"], *chunk["timestamp"]) for chunk in chunks])
+    return found
+
+
+# --- Errors -------------------------------------------------------------------------------------------------
+
+
+def differences(said: Sequence[Said], found: Sequence[Sequence[Spoken]]) -> np.ndarray:
+    """Seconds [W, 2] by which begins and ends of the matching words are too late."""
+    rows = []
+    for (_, words), heard in zip(said, found, strict=True):
+        if not heard:
+            continue
+        aligned = jiwer.process_words(
+            " ".join(word.word for word in words), " ".join(word.word for word in heard)
+        )
+        for chunk in aligned.alignments[0]:
+            if chunk.type == "equal":
+                count = chunk.ref_end_idx - chunk.ref_start_idx
+                for step in range(count):
+                    true, ours = words[chunk.ref_start_idx + step], heard[chunk.hyp_start_idx + step]
+                    rows.append((ours.start - true.start, ours.end - true.end))
+    return np.array(rows).reshape(-1, 2)
+
+
+def figures(late: np.ndarray) -> dict[str, float]:
+    """Median and 90th percentile of the absolute errors of begins and ends together, in ms."""
+    errors = np.abs(late).ravel() * 1000
+    return {"median": float(np.median(errors)), "90th percentile": float(np.percentile(errors, 90))}
+
+
+def rows_of(
+    name: str,
+    ours: np.ndarray,
+    theirs: np.ndarray | None,
+    limits: dict[str, float] | None,
+    total: int,
+) -> list[dict]:
+    """The table's lines for one set of clips and one way to come by the text; none where no word matches."""
+    if not len(ours):
+        return []
+    other = figures(theirs) if theirs is not None and len(theirs) else {}
+    begins, ends = figures(ours[:, 0]), figures(ours[:, 1])
+    return [
+        pairs.row(
+            f"{name}: {which}",
+            "ms",
+            value,
+            theirs=other.get(which),
+            at_most=limits[which] if limits else None,
+            begins=begins[which],
+            ends=ends[which],
+            words=len(ours),
+            words_theirs=None if theirs is None else len(theirs),
+            words_said=total,
+        )
+        for which, value in figures(ours).items()
+    ]
+
+
+def measure(name: str, said: Sequence[Said], folder: Path, *, targets: bool) -> list[dict]:
+    """One synthetic set, recognised and with the text known, both sides in one call."""
+    from flax_wavlm.recognition.decoding import collapse
+
+    ours, clips = Ours(folder), [one.clip for one in said]
+    heard = list(ours.hear(clips))
+    blank = ours.tokenizer.blank_id
+    recognised = [ours.words(one.aligner, collapse(one.path, blank)) for one in heard]
+    known = [ours.words(one.aligner, clip.labels) for one, clip in zip(heard, clips, strict=True)]
+    peaks = [ours.words(one.own, clip.labels) for one, clip in zip(heard, clips, strict=True)]
+    theirs = differences(said, transformers_words(folder, clips))
+    total = sum(len(words) for _, words in said)
+    limits = (RECOGNISED, TEXT_KNOWN) if targets else (None, None)
+    return [
+        *rows_of(f"{name}, recognised", differences(said, recognised), theirs, limits[0], total),
+        *rows_of(f"{name}, text known", differences(said, known), None, limits[1], total),
+        *rows_of(f"{name}, text known, without the aligner", differences(said, peaks), None, None, total),
+    ]
+
+
+# --- Other letters, so another aligner: the sample of TIMIT, and the offsets --------------------------------
+
+
+def fitted(folder: Path, utterances: Sequence[Utterance], *, steps: int) -> Ours:
+    """The model of a folder with an aligner for the letters of these clips, which it is fitted on."""
+    from flax_wavlm.recognition.recogniser import Recogniser
+    from flax_wavlm.training.aligner import Listener, fit_aligner
+
+    rule = TextRule()
+    tokenizer = CTCTokenizer.from_texts([rule(utterance.text) for utterance in utterances], rule)
+    model = Recogniser.from_pretrained(folder)
+    config = model.config.replace(vocab_size=tokenizer.size)
+    clips, _ = usable_clips(utterances, tokenizer, frame_count=config.frame_count)
+    listener = Listener(
+        config,
+        model.params,
+        tokenizer.blank_id,
+        tokenizer.delimiter_id,
+        model.preprocessor.do_normalize,
+    )
+    aligner, _ = fit_aligner(listener, clips, steps=steps)
+    return Ours(folder, tokenizer, aligner)
+
+
+def measure_sample(sample: Path, folder: Path, *, steps: int) -> list[dict]:
+    """The sample of TIMIT, with the text known."""
+    train, test = (
+        load_corpus("timit_sample", sample, split, held_out_speakers=SAMPLE_HELD_OUT)[0]
+        for split in ("train", "test")
+    )
+    ours = fitted(folder, train, steps=steps)
+    said = with_times(test, ours.tokenizer, ours.config.frame_count)
+    clips = [one.clip for one in said]
+    known = [
+        ours.words(heard.aligner, clip.labels) for heard, clip in zip(ours.hear(clips), clips, strict=True)
+    ]
+    total = sum(len(words) for _, words in said)
+    return rows_of(
+        f"TIMIT's sample, {len(clips)} clips, text known", differences(said, known), None, None, total
+    )
+
+
+def measure_offsets(folder: Path, scratch: Path, *, clips: int, steps: int) -> list[dict]:
+    """What makes up for the median lateness of the aligner's frames, on German sentences."""
+    from flax_wavlm.recognition.aligner import END_OFFSET, START_OFFSET
+
+    corpus = make_corpus(scratch, language="de", seed=5, train_clips=clips, test_clips=1)
+    utterances, _ = load_corpus("synthetic", corpus, "train")
+    held_out = utterances[:: max(len(utterances) // 200, 2)]
+    ids = {utterance.id for utterance in held_out}
+    ours = fitted(folder, [one for one in utterances if one.id not in ids], steps=steps)
+    said = with_times(held_out, ours.tokenizer, ours.config.frame_count)
+    heard = ours.hear([one.clip for one in said])
+    late = []
+    for (clip, words), one in zip(said, heard, strict=True):
+        text, frames = ours.frames(one.aligner, clip.labels)
+        blanks = np.flatnonzero(text == ours.tokenizer.delimiter_id)
+        times = np.stack([frames[blanks[:-1] + 1, 0], frames[blanks[1:] - 1, 1]], axis=1) * ours.frame_seconds
+        late.append(times - [[word.start, word.end] for word in words])
+    offsets = -np.median(np.concatenate(late), axis=0) * 1000
+    return [
+        pairs.row(
+            f"offset of {name}, from the one measured on German",
+            "ms",
+            abs(1000 * constant - float(offset)),
+            measured=float(offset),
+            constant=1000 * constant,
+            clips=len(said),
+        )
+        for name, constant, offset in zip(
+            ("begins", "ends"), (START_OFFSET, END_OFFSET), offsets, strict=True
+        )
+    ]
+
+
+# --- The command --------------------------------------------------------------------------------------------
+
+
+def train_demo(folder: Path, *, rehearse: bool) -> tuple[Path, Path]:
+    """Runs the demo; its exported model and its speech."""
+    tiny = {
+        "train.steps": 2,
+        "train.aligner": False,
+        "optim.warmup_steps": 1,
+        "data.synthetic.train_clips": 40,
+        "data.synthetic.dev_clips": 10,
+        "data.synthetic.test_clips": 10,
+    }
+    settings = tiny if rehearse else {}
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "train_flax.py"),
+        f"--config={ROOT / 'configs' / 'demo.py'}",
+        f"--workdir={folder / 'run'}",
+        f"--config.data.path={folder / 'speech'}",
+        *(f"--config.{field}={value}" for field, value in settings.items()),
+    ]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    return folder / "run" / "export", folder / "speech"
+
+
+def with_aligner(model: Path, speech: Path, scratch: Path, *, steps: int) -> Path:
+    """The model's folder where it has an aligner; else a copy that gets one from its training clips."""
+    from flax_wavlm.recognition.aligner import ALIGNER_FILE
+    from flax_wavlm.training.aligner import fit_folder
+
+    if (model / ALIGNER_FILE).exists():
+        return model
+    folder = Path(shutil.copytree(model, scratch / "model"))
+    fit_folder(folder, load_corpus("synthetic", speech, "train")[0], steps=steps)
+    return folder
+
+
+def command_line() -> argparse.ArgumentParser:
+    parser = pairs.arguments(__doc__)
+    parser.add_argument("--model", type=Path, help="a folder; default: the demo is trained, 5 minutes")
+    parser.add_argument("--speech", type=Path, help="the corpus of that model, in the layout of the demo's")
+    parser.add_argument("--clips", type=int, default=100, help="sentences in any order")
+    return parser
+
+
+def main() -> None:
+    options, ran = pairs.parse(command_line())
+    pairs.prepare(options)
+    from flax_wavlm.training.aligner import STEPS
+
+    full = not options.rehearse
+    clips, steps = (options.clips, STEPS) if full else (10, 3)
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = Path(temporary)
+        model, speech = options.model, options.speech
+        if model is None:
+            model, speech = train_demo(scratch, rehearse=not full)
+        model = with_aligner(model, speech, scratch, steps=steps)
+        rows = measure_offsets(model, scratch / "german", clips=2000 if full else 40, steps=steps)
+        tokenizer = CTCTokenizer.from_pretrained(model)
+        frame_count = Ours(model).config.frame_count
+        sets = {
+            "demo's sentences": load_corpus("synthetic", speech, "test")[0],
+            "words in any order": speak_in_any_order(scratch / "any order", clips),
+        }
+        for name, utterances in sets.items():
+            said = with_times(utterances, tokenizer, frame_count)
+            rows += measure(name, said, model, targets=full)
+        if sample := os.environ.get("TIMIT_SAMPLE_DIR"):
+            rows += measure_sample(Path(sample), model, steps=steps)
+    pairs.write(options, ran, options.device, rows)
+
+
+if __name__ == "__main__":
+    main()
