@@ -3,16 +3,19 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jiwer
 import numpy as np
 import pytest
 import soundfile
 import transformers
+from helpers.guides import lay_out, outputs_of
 
 from flax_wavlm.recognition.recogniser import Recogniser
 from flax_wavlm.training.report.metrics import final_test, read_metrics
@@ -24,7 +27,7 @@ MAX_SECONDS = 6 * 60  # on 2 quiet cores; a busy machine may take twice that
 
 
 @pytest.mark.slow
-def test_demo(tmp_path: Path, measured: Callable[[str], None]) -> None:
+def test_demo(tmp_path: Path, measured: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
     began = time.perf_counter()
     run = subprocess.run(
         [
@@ -73,3 +76,35 @@ def test_demo(tmp_path: Path, measured: Callable[[str], None]) -> None:
     clips = [soundfile.read(file, dtype="float32")[0] for file in files]
     assert ours == [pipeline(np.asarray(clip))["text"] for clip in clips]
     assert len(set(ours)) > 15
+
+    check_guides(export, files, tmp_path, monkeypatch)
+
+
+def check_guides(export: Path, files: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every block of docs/transcribe.md and docs/align.md, with the demo's model and sentences."""
+    clips = [soundfile.read(file, dtype="int16")[0] for file in files]
+    texts = [file.with_suffix(".TXT").read_text().split(" ", 2)[2].strip() for file in files]
+    (folder / "guides/runs/my-speech").mkdir(parents=True)
+    shutil.copytree(export, folder / "guides/runs/my-speech/export")
+    monkeypatch.chdir(folder / "guides")
+    text = lay_out(Path(), clips, texts)
+
+    printed = outputs_of("transcribe.md", monkeypatch)
+    lines = dict(line.split("\t") for line in "".join(printed[:3]).splitlines())
+    recordings = [f"recordings/anna/{number}.wav" for number in range(3)]
+    assert list(lines) == ["interview.wav", "talk.mp3", *recordings, "-"]
+    assert lines["-"] == lines["interview.wav"]
+    assert jiwer.wer(text.lower().replace(".", ""), lines["interview.wav"]) <= MAX_WER
+    assert len(list(Path("subtitles").rglob("*.srt"))) == 3
+    assert Path("interview.TextGrid").exists()
+    assert "start\tend\tword" in "".join(printed)
+
+    printed = outputs_of("align.md", monkeypatch)
+    assert [path.name for path in Path("aligned").iterdir()] == ["interview.TextGrid"]
+    aligned = [json.loads(line) for line in printed[1].splitlines()]
+    assert [line["text"] for line in aligned] == texts[:3]
+    manifest = [json.loads(line) for line in Path("clips/train.jsonl").read_text().splitlines()]
+    assert len(manifest) >= 4
+    said = [line.split() for line in printed[-1].splitlines()]
+    assert [word for _, _, word, _ in said] == text.split()
+    assert all(float(confidence) > 0.5 for *_, confidence in said)
