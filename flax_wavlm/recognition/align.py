@@ -113,18 +113,26 @@ def _by_aligner(
 
 
 def _runs(found: Alignment, known: KnownText, frames: int, pause: int) -> Iterator[tuple[range, range]]:
-    """Runs of words, their labels and frames; `pause` is in frames."""
-    label = frame = 0
-    for before, word in pairwise(known.words):
-        end, begin = int(found.frames[before.last - 1, 1]), int(found.frames[word.first, 0])
-        absent = found.absent[(found.absent[:, 0] >= end) & (found.absent[:, 1] <= begin)]
-        if not len(absent) and begin - end < pause:
+    """Runs of words, their labels and frames; `pause` is in frames.
+
+    No speech that the text lacks is in a run, and at most half of a long pause.
+    """
+
+    def absent(low: int, high: int) -> np.ndarray:
+        return found.absent[(found.absent[:, 0] >= low) & (found.absent[:, 1] <= high)]
+
+    before_all, behind_all = absent(0, int(found.frames[0, 0])), absent(int(found.frames[-1, 1]), frames)
+    label, frame = 0, int(before_all[-1, 1]) if len(before_all) else 0
+    for word, following in pairwise(known.words):
+        end, begin = int(found.frames[word.last - 1, 1]), int(found.frames[following.first, 0])
+        until = after = (end + begin) // 2
+        if len(between := absent(end, begin)):
+            until, after = int(between[0, 0]), int(between[-1, 1])
+        elif begin - end < pause:
             continue
-        # A run has no part of speech that the text lacks, and half of a pause.
-        end, begin = (absent[0, 0], absent[-1, 1]) if len(absent) else ((end + begin) // 2,) * 2
-        yield range(label, before.last), range(frame, int(end))
-        label, frame = word.first, int(begin)
-    yield range(label, len(known.ids)), range(frame, frames)
+        yield range(label, word.last), range(frame, until)
+        label, frame = following.first, after
+    yield range(label, len(known.ids)), range(frame, int(behind_all[0, 0]) if len(behind_all) else frames)
 
 
 def align_recording(

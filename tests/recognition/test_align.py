@@ -66,6 +66,22 @@ def test_the_aligner_is_not_asked_about_speech_that_the_text_lacks() -> None:
     assert len(align(model, "abc de", aligner, stars=False).absent) == 0
 
 
+def test_a_short_text_is_found_in_much_other_speech() -> None:
+    sentences = [("abc", "de", "fgh"), ("abc", "ij", "fgh"), ("gab", "de", "abc")] * 5
+    said = [
+        (word, 60 * i + 12 * j, 60 * i + 12 * j + 9)
+        for i, words in enumerate(sentences)
+        for j, word in enumerate(words)
+    ]
+    model = heard(60 * len(sentences), *said)
+    model[said[0][1] : said[0][2], :] -= 0.01  # nothing else tells the repetitions apart
+    for aligner in (None, model):
+        found = align(model, "fgh gab", aligner)
+        first, then = (word.start for word in found.transcript.words)
+        assert 0.5 < then - first < 1.0  # of one place, and not the two words from anywhere
+        assert len(found.absent) == 2
+
+
 def test_words_that_were_not_said_are_named() -> None:
     found = align(heard(150, *SAID), "abc jj de fgh")
     assert [word.word for word in found.unlikely] == ["jj"]

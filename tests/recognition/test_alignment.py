@@ -17,42 +17,49 @@ def random_log_probs(rng: np.random.Generator, frames: int, width: int) -> np.nd
     return np.log(np.maximum(posterior, 1e-30)).astype(np.float32)
 
 
-def every_path(frames: int, labels: list[int]) -> list[tuple[int, ...]]:
-    """All sequences of states (0: first blank, 1: first label, ...) that spell the labels."""
-    spelt = [BLANK, *(x for label in labels for x in (label, BLANK))]
+def every_path(frames: int, labels: list[int], stars: np.ndarray | None) -> list[tuple[int, ...]]:
+    """All sequences of states, numbered 3 * pair + kind, that spell the labels."""
+    count = len(labels)
+    allowed = [
+        state for state in range(3 * count + 2) if state % 3 != 1 or (stars is not None and stars[state // 3])
+    ]
 
     def follows(before: int, state: int) -> bool:
-        skips = state == before + 2 and state % 2 == 1 and spelt[state] != spelt[before]
-        return state in (before, before + 1) or skips
+        (pair_before, kind_before), (pair, kind) = divmod(before, 3), divmod(state, 3)
+        if before == state:
+            return True
+        if kind_before < 2:  # a blank or a star: the star or the label in its place
+            return pair == pair_before and (kind == 2 or (kind_before, kind) == (0, 1))
+        if pair != pair_before + 1:
+            return False
+        return kind < 2 or labels[pair] != labels[pair_before]
 
     return [
         path
-        for path in itertools.combinations_with_replacement(range(len(spelt)), frames)
-        if path[0] <= 1 and path[-1] >= len(spelt) - 2 and all(map(follows, path, path[1:]))
+        for path in itertools.combinations_with_replacement(allowed, frames)
+        if path[0] <= 2 and path[-1] >= 3 * count - 1 and all(map(follows, path, path[1:]))
     ]
 
 
-def best_of(paths, log_probs, labels, stars, penalty) -> tuple[tuple[int, ...], np.float32]:
+def best_of(paths, log_probs, labels, penalty, entry) -> tuple[tuple[int, ...], np.float32]:
     """By enumeration, added up in float32 in the order of time; of equals the one that is further on."""
-    spelt = [BLANK, *(x for label in labels for x in (label, BLANK))]
-    highest = log_probs.max(axis=1) - np.float32(penalty)
+    star = np.maximum(log_probs[:, BLANK], log_probs.max(axis=1) - np.float32(penalty))
 
     def score(path: tuple[int, ...]) -> np.float32:
         total = np.float32(0)
         for t, state in enumerate(path):
-            now = log_probs[t, spelt[state]]
-            if state % 2 == 0 and stars is not None and stars[state // 2]:
-                now = max(now, highest[t])
-            total = total + now
+            if state % 3 == 1 and (t == 0 or path[t - 1] != state):
+                total = total - np.float32(entry)
+            now = (log_probs[t, BLANK], star[t], log_probs[t, [*labels, BLANK][state // 3]])
+            total = total + now[state % 3]
         return total
 
-    scored = [(score(path), path[::-1]) for path in paths]
-    best, path = max(scored)
+    best, path = max((score(path), path[::-1]) for path in paths)
     return path[::-1], best
 
 
 def spans(path: tuple[int, ...], labels: list[int]) -> list[list[int]]:
-    places = [[t for t, state in enumerate(path) if state == 2 * i + 1] for i in range(len(labels))]
+    places = [[t for t, state in enumerate(path) if state == 3 * i + 2] for i in range(len(labels))]
     return [[place[0], place[-1] + 1] for place in places]
 
 
@@ -76,12 +83,11 @@ def test_it_is_the_best_of_all_paths(blocks: str, starred: bool, monkeypatch: py
         monkeypatch.setattr(alignment, "_BLOCKS", 2)
     rng = np.random.default_rng(0)
     for frames, labels in CASES:
-        paths = every_path(frames, labels)
         for _ in range(10):
             log_probs = random_log_probs(rng, frames, 3)
             stars = rng.random(len(labels) + 1) < 0.5 if starred else None
-            found = align_labels(log_probs, labels, BLANK, stars=stars, star_penalty=0.5)
-            path, score = best_of(paths, log_probs, labels, stars, 0.5)
+            found = align_labels(log_probs, labels, BLANK, stars=stars, star_penalty=0.5, star_entry=0.7)
+            path, score = best_of(every_path(frames, labels, stars), log_probs, labels, 0.5, 0.7)
             assert found.frames.tolist() == spans(path, labels), (frames, labels)
             assert found.score == pytest.approx(float(score), rel=1e-5)
             means = [
@@ -97,14 +103,13 @@ def test_of_equal_paths_the_one_that_is_further_on(whole: int, monkeypatch: pyte
     monkeypatch.setattr(alignment, "_BLOCKS", 3)
     rng = np.random.default_rng(1)
     for frames, labels in CASES:
-        paths = every_path(frames, labels)
         for _ in range(10):
             log_probs = rng.integers(-2, 0, size=(frames, 3)).astype(
                 np.float32
             )  # sums are exact, many are equal
             stars = rng.random(len(labels) + 1) < 0.5
-            path, _ = best_of(paths, log_probs, labels, stars, 1)
-            found = align_labels(log_probs, labels, BLANK, stars=stars, star_penalty=1)
+            path, _ = best_of(every_path(frames, labels, stars), log_probs, labels, 1, 1)
+            found = align_labels(log_probs, labels, BLANK, stars=stars, star_penalty=1, star_entry=1)
             assert found.frames.tolist() == spans(path, labels)
 
 
@@ -148,13 +153,22 @@ def test_a_star_takes_the_speech_that_the_text_lacks() -> None:
     foreign = [3, 0, 4, 4, 3, 0, 3]
     path = [0, *foreign, 0, 0, 1, 1, 0, 2, 0, *foreign, 0]
     stars = np.array([True, False, True])
-    found = align_labels(said(path), [1, 2], BLANK, stars=stars)
+    found = align_labels(said(path), [1, 2], BLANK, stars=stars, star_entry=2)
     assert found.frames.tolist() == [[10, 12], [13, 14]]
     assert found.absent.tolist() == [[1, 8], [15, 22]]
     # Speech of the text's own labels, before the text: without a star they are taken for it.
     path = [1, 0, 3, 0, 0, 1, 1, 0, 2]
     assert align_labels(said(path), [1, 2], BLANK).frames[0].tolist() == [5, 7]
-    assert align_labels(said(path), [1, 2], BLANK, stars=stars).absent.tolist() == [[0, 3]]
+    assert align_labels(said(path), [1, 2], BLANK, stars=stars, star_entry=2).absent.tolist() == [[0, 3]]
+
+
+def test_to_begin_a_star_costs_so_a_text_stays_together() -> None:
+    path = [4, 0, 1, 1, 0, 2, 0, 3, 0, 4, 4, 0, 1, 0, 2, 0, 3, 3, 0, 4]  # twice; 1 is longer at first, 3 then
+    everywhere = np.ones(4, bool)
+    free = align_labels(said(path), [1, 2, 3], BLANK, stars=everywhere, star_entry=0)
+    assert free.frames[[0, 2]].tolist() == [[2, 4], [16, 18]]
+    together = align_labels(said(path), [1, 2, 3], BLANK, stars=everywhere, star_entry=2)
+    assert np.ptp(together.frames) <= 6
 
 
 def test_a_text_that_fits_needs_no_star() -> None:
