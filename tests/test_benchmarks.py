@@ -132,6 +132,7 @@ def test_model_and_step_need_no_package_for_data():
         "startup",
         "scaling",
         "languages --languages de",
+        "word_times",
     ],
 )
 def test_rehearsal(script: str, tmp_path: Path):

@@ -10,10 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pairs
 import pytest
 import soundfile
 import transformers
+from word_times import measure as word_times
+from word_times import with_times
 
+from flax_wavlm.data.corpora.load import load_corpus
 from flax_wavlm.recognition.recogniser import Recogniser
 from flax_wavlm.training.report.metrics import final_test, read_metrics
 
@@ -73,3 +77,11 @@ def test_demo(tmp_path: Path, measured: Callable[[str], None]) -> None:
     clips = [soundfile.read(file, dtype="float32")[0] for file in files]
     assert ours == [pipeline(np.asarray(clip))["text"] for clip in clips]
     assert len(set(ours)) > 15
+
+    # The aligner that the run has fitted hears when words are said.
+    utterances, _ = load_corpus("synthetic", tmp_path / "speech", "test")
+    said = with_times(utterances, recogniser.tokenizer, recogniser.config.frame_count)
+    rows = word_times("demo", said, export, targets=True)
+    for row in rows:
+        measured(pairs.describe(row))
+    assert all(row["met"] for row in rows if row["target"])

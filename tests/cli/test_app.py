@@ -107,8 +107,8 @@ def test_command_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err == (
-        "error: trian: there is no such command, expected one of train, evaluate, transcribe, convert, "
-        "export; did you mean 'train'?\n"
+        "error: trian: there is no such command, expected one of train, evaluate, transcribe, "
+        "fit-aligner, convert, export; did you mean 'train'?\n"
     )
     assert app.main(["zzz"]) == 2
     assert "`flax-wavlm --help` describes them" in capsys.readouterr().err
