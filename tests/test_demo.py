@@ -12,11 +12,15 @@ from pathlib import Path
 
 import jiwer
 import numpy as np
+import pairs
 import pytest
 import soundfile
 import transformers
 from helpers.guides import lay_out, outputs_of
+from word_times import measure as word_times
+from word_times import with_times
 
+from flax_wavlm.data.corpora.load import load_corpus
 from flax_wavlm.recognition.recogniser import Recogniser
 from flax_wavlm.training.report.metrics import final_test, read_metrics
 
@@ -77,6 +81,8 @@ def test_demo(tmp_path: Path, measured: Callable[[str], None], monkeypatch: pyte
     assert ours == [pipeline(np.asarray(clip))["text"] for clip in clips]
     assert len(set(ours)) > 15
 
+    check_word_times(export, tmp_path / "speech", recogniser, measured)
+    check_a_long_recording(export, tmp_path / "results", measured)
     check_guides(export, files, tmp_path, monkeypatch)
 
 
@@ -108,3 +114,26 @@ def check_guides(export: Path, files: list[Path], folder: Path, monkeypatch: pyt
     said = [line.split() for line in printed[-1].splitlines()]
     assert [word for _, _, word, _ in said] == text.split()
     assert all(float(confidence) > 0.5 for *_, confidence in said)
+
+
+def check_word_times(
+    export: Path, speech: Path, recogniser: Recogniser, measured: Callable[[str], None]
+) -> None:
+    """The aligner that the run has fitted hears when words are said."""
+    utterances, _ = load_corpus("synthetic", speech, "test")
+    said = with_times(utterances, recogniser.tokenizer, recogniser.config.frame_count)
+    rows = word_times("demo", said, export, targets=True)
+    for row in rows:
+        measured(pairs.describe(row))
+    assert all(row["met"] for row in rows if row["target"])
+
+
+def check_a_long_recording(export: Path, folder: Path, measured: Callable[[str], None]) -> None:
+    """Six minutes in one file: a tenth of what the benchmark has."""
+    script = ROOT / "benchmarks/long_recordings.py"
+    settings = [f"--model={export}", "--seconds=360", "--blocks=1", f"--results={folder}"]
+    subprocess.run([sys.executable, str(script), *settings], check=True)
+    rows = json.loads((folder / "long_recordings-cpu.json").read_text())["rows"]
+    for row in rows:
+        measured(pairs.describe(row))
+    assert all(row["met"] for row in rows if row["target"])
