@@ -134,6 +134,7 @@ def test_model_and_step_need_no_package_for_data():
         "scaling",
         "languages --languages de",
         "alignment",
+        "word_times",
     ],
 )
 def test_rehearsal(script: str, tmp_path: Path):

@@ -220,6 +220,7 @@ def test_two_processes(fsdp: int, data: Path, whole: Path, runs: Path, tmp_path:
         data,
         workdir,
         f"--config.mesh.fsdp={fsdp}",
+        "--config.train.aligner=true",
         environment={"PYTHONPATH": path, "WATCHED": str(workdir), "WATCH_LOG": str(tmp_path / "written.")},
     )
     for trainer in both:
@@ -232,6 +233,7 @@ def test_two_processes(fsdp: int, data: Path, whole: Path, runs: Path, tmp_path:
     checkpoints = str(workdir / "checkpoints")
     assert {path for path in written[0] if not path.startswith(checkpoints)}
     assert not {path for path in written[1] if not path.startswith(checkpoints)}
+    assert (workdir / "export" / "aligner.safetensors").exists()  # the first process fitted it alone
 
 
 def test_saved_on_one_topology_resumed_on_others(data: Path, whole: Path, runs: Path, measured: Say) -> None:

@@ -3,17 +3,24 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jiwer
 import numpy as np
+import pairs
 import pytest
 import soundfile
 import transformers
+from helpers.guides import lay_out, outputs_of
+from word_times import measure as word_times
+from word_times import with_times
 
+from flax_wavlm.data.corpora.load import load_corpus
 from flax_wavlm.recognition.recogniser import Recogniser
 from flax_wavlm.training.report.metrics import final_test, read_metrics
 
@@ -24,7 +31,7 @@ MAX_SECONDS = 6 * 60  # on 2 quiet cores; a busy machine may take twice that
 
 
 @pytest.mark.slow
-def test_demo(tmp_path: Path, measured: Callable[[str], None]) -> None:
+def test_demo(tmp_path: Path, measured: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
     began = time.perf_counter()
     run = subprocess.run(
         [
@@ -73,3 +80,60 @@ def test_demo(tmp_path: Path, measured: Callable[[str], None]) -> None:
     clips = [soundfile.read(file, dtype="float32")[0] for file in files]
     assert ours == [pipeline(np.asarray(clip))["text"] for clip in clips]
     assert len(set(ours)) > 15
+
+    check_word_times(export, tmp_path / "speech", recogniser, measured)
+    check_a_long_recording(export, tmp_path / "results", measured)
+    check_guides(export, files, tmp_path, monkeypatch)
+
+
+def check_guides(export: Path, files: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every block of docs/transcribe.md and docs/align.md, with the demo's model and sentences."""
+    clips = [soundfile.read(file, dtype="int16")[0] for file in files]
+    texts = [file.with_suffix(".TXT").read_text().split(" ", 2)[2].strip() for file in files]
+    (folder / "guides/runs/my-speech").mkdir(parents=True)
+    shutil.copytree(export, folder / "guides/runs/my-speech/export")
+    monkeypatch.chdir(folder / "guides")
+    text = lay_out(Path(), clips, texts)
+
+    printed = outputs_of("transcribe.md", monkeypatch)
+    lines = dict(line.split("\t") for line in "".join(printed[:3]).splitlines())
+    recordings = [f"recordings/anna/{number}.wav" for number in range(3)]
+    assert list(lines) == ["interview.wav", "talk.mp3", *recordings, "-"]
+    assert lines["-"] == lines["interview.wav"]
+    assert jiwer.wer(text.lower().replace(".", ""), lines["interview.wav"]) <= MAX_WER
+    assert len(list(Path("subtitles").rglob("*.srt"))) == 3
+    assert Path("interview.TextGrid").exists()
+    assert "start\tend\tword" in "".join(printed)
+
+    printed = outputs_of("align.md", monkeypatch)
+    assert [path.name for path in Path("aligned").iterdir()] == ["interview.TextGrid"]
+    aligned = [json.loads(line) for line in printed[1].splitlines()]
+    assert [line["text"] for line in aligned] == texts[:3]
+    manifest = [json.loads(line) for line in Path("clips/train.jsonl").read_text().splitlines()]
+    assert len(manifest) >= 4
+    said = [line.split() for line in printed[-1].splitlines()]
+    assert [word for _, _, word, _ in said] == text.split()
+    assert all(float(confidence) > 0.5 for *_, confidence in said)
+
+
+def check_word_times(
+    export: Path, speech: Path, recogniser: Recogniser, measured: Callable[[str], None]
+) -> None:
+    """The aligner that the run has fitted hears when words are said."""
+    utterances, _ = load_corpus("synthetic", speech, "test")
+    said = with_times(utterances, recogniser.tokenizer, recogniser.config.frame_count)
+    rows = word_times("demo", said, export, targets=True)
+    for row in rows:
+        measured(pairs.describe(row))
+    assert all(row["met"] for row in rows if row["target"])
+
+
+def check_a_long_recording(export: Path, folder: Path, measured: Callable[[str], None]) -> None:
+    """Six minutes in one file: a tenth of what the benchmark has."""
+    script = ROOT / "benchmarks/long_recordings.py"
+    settings = [f"--model={export}", "--seconds=360", "--blocks=1", f"--results={folder}"]
+    subprocess.run([sys.executable, str(script), *settings], check=True)
+    rows = json.loads((folder / "long_recordings-cpu.json").read_text())["rows"]
+    for row in rows:
+        measured(pairs.describe(row))
+    assert all(row["met"] for row in rows if row["target"])

@@ -12,10 +12,12 @@ PAGES = (
     "CONTRIBUTING.md",
     "SECURITY.md",
     "CHANGELOG.md",
+    "docs/align.md",
     "docs/architecture.md",
     "docs/own-data.md",
     "docs/proof.md",
     "docs/training.md",
+    "docs/transcribe.md",
     "flax_wavlm/ops/README.md",
     "benchmarks/README.md",
 )

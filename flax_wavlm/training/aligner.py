@@ -23,8 +23,8 @@ import optax
 from flax import nnx
 
 from flax_wavlm.data.audio import duration_seconds
-from flax_wavlm.data.batches import Batches, Features
-from flax_wavlm.data.buckets import choose_shapes
+from flax_wavlm.data.batches import Batches, Features, eval_batches
+from flax_wavlm.data.buckets import choose_buckets, choose_shapes
 from flax_wavlm.data.clips import Clip, describe_skipped, usable_clips
 from flax_wavlm.data.corpora.utterance import Skipped, Utterance, by_id
 from flax_wavlm.data.preprocessor import INPUTS, input_values
@@ -48,7 +48,6 @@ from flax_wavlm.recognition.aligner import (
     save_aligner,
     text_to_align,
 )
-from flax_wavlm.recognition.forward import ClipBatches
 from flax_wavlm.recognition.recogniser import Recogniser
 from flax_wavlm.training.config import TrainConfig
 from flax_wavlm.training.prepare import Parts
@@ -134,7 +133,8 @@ def _encode(config: WavLMConfig, listener: Listener, clips: Sequence[Clip]) -> l
         return merge(graphdef, params).features(input_values(batch), batch["lengths"])
 
     arrays: list[np.ndarray] = [np.zeros(0)] * len(clips)
-    batches = ClipBatches(clips, ENCODED, BUCKETS, do_normalize=listener.do_normalize)
+    buckets = choose_buckets([len(clip.samples) for clip in clips], BUCKETS)
+    batches = eval_batches(clips, ENCODED, buckets, do_normalize=listener.do_normalize)
     for batch in tracked(batches, "encoding for the aligner", -(-len(clips) // ENCODED)):
         features = np.asarray(encode(listener.params, {name: batch[name] for name in INPUTS}))
         for row in np.flatnonzero(batch["valid"]):

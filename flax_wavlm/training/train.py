@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import grain
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from flax_wavlm.data.batches import Features, train_iterator
@@ -254,6 +255,7 @@ def _finish(config: TrainConfig, run: Parts, workdir: Path, journal: Journal) ->
     """Exports the best checkpoint or average with an aligner, evaluates it on test, and shows the results."""
     scoring, export = run.origin.task.scoring, workdir / "export"
     evaluate_average(run, workdir, config.train.average_last, journal)
+    multihost_utils.sync_global_devices("evaluated")  # the export reads what the first process wrote
     exported = export_run(workdir, export, "best", scoring=scoring)
     fit_exported(config, run, export)
     if run.speech.test is not None:
