@@ -16,6 +16,7 @@ from flax_wavlm.recognition.align import UNLIKELY, Aligned
 from flax_wavlm.recognition.pauses import Gap, Spoken, gap_between, is_quiet
 
 MARGIN = 0.1  # seconds of a pause that a clip keeps; models stumble over more than they were trained on
+MOST_UNLIKELY = 0.05  # of a clip's words: the model mishears some that were said
 LONG_PAUSE = 2.0  # seconds: no clip goes on behind it
 _UNSURE = 0.15  # seconds by which the boundaries of a stretch without text may be wrong
 _GOOD_PAUSE = 0.5  # seconds: a longer pause is no better to cut at
@@ -44,7 +45,8 @@ def segments(
         aligned: words with their times, and the stretches of speech that the text lacks.
         level: dB [H], of the recording, as `pauses.levels` gives it.
         max_seconds: of a clip.
-        min_confidence: of a clip; one with less is rejected, as is one with a word below `align.UNLIKELY`.
+        min_confidence: of a clip; one with less is rejected. So is a clip in which a larger share of the
+            words than `MOST_UNLIKELY` is below `align.UNLIKELY`.
     """
     quiet, duration = is_quiet(level), aligned.transcript.duration
     spoken = sorted(_spoken(aligned), key=lambda item: item[0].begin)
@@ -146,7 +148,7 @@ def _judged(
     reason = ""
     if span.end - span.start > max_seconds:
         reason = f"longer than {max_seconds:g} s: {span.end - span.start:.2f} s without a place to cut"
-    elif unlikely:
+    elif len(unlikely) > MOST_UNLIKELY * len(words):
         reason = f"words that were hardly said: {some(unlikely)}"
     elif confidence < min_confidence:
         reason = f"confidence below {min_confidence:g}: {confidence:.3f}"

@@ -98,6 +98,13 @@ def test_bad_clips_are_named() -> None:
     ]
 
 
+def test_one_word_in_twenty_may_be_misheard() -> None:
+    words = [(letter, 0.2) for letter in "abcdefgh" * 3]
+    assert [segment.reason for segment in cut(*words, ("b", 0.2), max_seconds=9, **{"a": 0.0})] != [""]
+    once = [*words[1:8], *words[1:8], *words[1:8]]
+    assert [segment.reason for segment in cut(*once, ("a", 0.2), max_seconds=9, a=0.0)] == [""]
+
+
 def test_without_pauses_it_is_cut_between_words() -> None:
     found = cut(*((letter, 0.5) for letter in "abcdefgh"), max_seconds=2.1)
     assert [segment.text for segment in found] == ["a b c d", "e f g h"]
