@@ -16,7 +16,7 @@ import numpy as np
 from flax_wavlm.data.clips import decode_audio, describe_skipped
 from flax_wavlm.data.corpora.utterance import Samples, Skipped, Utterance
 from flax_wavlm.data.sampling import SAMPLE_RATE
-from flax_wavlm.errors import UserError, some
+from flax_wavlm.errors import UserError, shown, some
 from flax_wavlm.progress import tracked
 from flax_wavlm.recognition.aligner import aligned_times
 from flax_wavlm.recognition.alignment import STAR_PENALTY, Alignment, align_labels
@@ -49,6 +49,9 @@ class Aligned(NamedTuple):
     def doubts(self) -> list[str]:
         """What the text and the recording do not have in common, "kind: details"."""
         found = []
+        if self.known.lacking:
+            lacking = some([shown(character) for character in self.known.lacking])
+            found.append(f"characters that the vocabulary lacks, and any sound may be: {lacking}")
         if words := self.unlikely:
             places = [f"{word.word} ({_clock(word.start)})" for word in words]
             found.append(f"words that were hardly said: {some(places)}")

@@ -5,7 +5,6 @@ L  labels of the text      W  words of the text
 
 from __future__ import annotations
 
-import logging
 import os
 import unicodedata
 from collections.abc import Iterator
@@ -21,8 +20,6 @@ from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.errors import UserError, shown, some
 from flax_wavlm.files import exists, is_file
 from flax_wavlm.recognition.transcript import Character, TimedLabels, Word
-
-log = logging.getLogger(__name__)
 
 MOST_BYTES = 4 * 2**20  # of a text file: more than anybody says in a day
 
@@ -51,6 +48,7 @@ class KnownText:
         wild: the label of characters that the vocabulary lacks, one behind the model's own.
         blank_id: the CTC blank.
         delimiter_id: the label between words; None: the vocabulary has none.
+        lacking: the characters that the vocabulary lacks, sorted.
     """
 
     text: str
@@ -61,6 +59,7 @@ class KnownText:
     wild: int
     blank_id: int
     delimiter_id: int | None
+    lacking: tuple[str, ...]
 
     def written(self, first: int, last: int) -> str:
         """The text of the words [first, last), with what stands between them."""
@@ -90,7 +89,7 @@ def read_text(file: Path) -> str:
 def known_text(tokenizer: CTCTokenizer, text: str, where: str = "the text") -> KnownText:
     """The labels of a text, by the tokenizer's text rule, word by word.
 
-    The log names characters that the vocabulary lacks. `where` is what messages call the text.
+    `where` is what messages call the text.
 
     Raises:
         UserError: nothing is left of the text, or nothing that the vocabulary has.
@@ -123,9 +122,6 @@ def known_text(tokenizer: CTCTokenizer, text: str, where: str = "the text") -> K
             expected=f"text in the model's alphabet{lacks}",
             do="give the words that are spoken in the recording",
         )
-    if unknown:
-        lacking_ones = some(sorted(map(shown, unknown)))
-        log.warning("%s: the vocabulary lacks %s: any sound is taken for them", where, lacking_ones)
     stars = np.zeros(len(ids) + 1, bool)
     stars[[*(word.first for word in words), len(ids)]] = True
     return KnownText(
@@ -137,6 +133,7 @@ def known_text(tokenizer: CTCTokenizer, text: str, where: str = "the text") -> K
         tokenizer.size,
         tokenizer.blank_id,
         tokenizer.delimiter_id,
+        tuple(sorted(unknown)),
     )
 
 

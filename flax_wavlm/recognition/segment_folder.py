@@ -22,7 +22,7 @@ from flax_wavlm.data.corpora.utterance import Skipped
 from flax_wavlm.data.streams import open_stream
 from flax_wavlm.errors import UserError, cannot_read, cannot_write
 from flax_wavlm.files import exists, read_json_object, write_atomically
-from flax_wavlm.recognition.align import align_recording
+from flax_wavlm.recognition.align import align_recording, report
 from flax_wavlm.recognition.outputs import make_folder
 from flax_wavlm.recognition.pauses import levels
 from flax_wavlm.recognition.recogniser import Recogniser
@@ -122,6 +122,7 @@ def cut_into(folder: Path, recogniser: Recogniser, cutting: Cutting) -> None:
     """
     make_folder(folder)
     aligned = align_recording(recogniser, cutting.audio, cutting.text, channel=cutting.channel)
+    report(aligned)
     with open_stream(cutting.audio, missing_ok=FEW, channel=cutting.channel) as stream:
         level = levels(stream.read)
     known = recogniser.training_seconds
