@@ -23,8 +23,8 @@ STAR_PENALTY = 1.0  # nats a frame, see `align_labels`
 STAR_ENTRY = 15.0  # nats; a word that is said costs the text about 30, where no star takes it
 _LEAST = np.float32(-1e4)  # a log-probability of -inf counts as this, so that every text has a path
 _WHOLE = 1024  # frames of which the whole trellis is kept
-_BLANK, _STAR, _LABEL = range(3)  # a state's kind: states are numbered 3 * pair + kind
 _BLOCKS = 64  # of the frames of a longer trellis, which is kept where they begin
+_BLANK, _STAR, _LABEL = range(3)  # a state's kind: states are numbered 3 * pair + kind
 
 
 class Alignment(NamedTuple):
@@ -34,7 +34,7 @@ class Alignment(NamedTuple):
     confidences: np.ndarray  # float [L]: the mean posterior of each label over its frames, 0 to 1
     # int [N, 2]: stretches that stars took, from the first frame that is no blank to the one after the last
     absent: np.ndarray
-    score: float  # log-probability of the path, frames of stars with their penalty
+    score: float  # log-probability of the path, less what its stars cost
 
 
 def align_labels(

@@ -16,6 +16,7 @@ from flax_wavlm.recognition.align import UNLIKELY, Aligned
 from flax_wavlm.recognition.pauses import Gap, Spoken, gap_between, is_quiet
 
 MARGIN = 0.1  # seconds of a pause that a clip keeps; models stumble over more than they were trained on
+MIN_SECONDS = 0.1  # of a clip
 MOST_UNLIKELY = 0.05  # of a clip's words: the model mishears some that were said
 LONG_PAUSE = 2.0  # seconds: no clip goes on behind it
 _UNSURE = 0.15  # seconds by which the boundaries of a stretch without text may be wrong
@@ -61,9 +62,9 @@ def segments(
             continue
         numbers = [item for item in items[low:high] if item is not None]
         for first, last in _cuts(gaps[low : high + 1], max_seconds):
-            clip = _Span.of(gaps[low + first], gaps[low + last])
-            begin_word, end_word = numbers[first], numbers[last - 1] + 1
-            judged = _judged(clip, aligned, begin_word, end_word, max_seconds, min_confidence)
+            span = _start(gaps[low + first]), _end(gaps[low + last])
+            words = range(numbers[first], numbers[last - 1] + 1)
+            judged = _judged(span, aligned, words, max_seconds, min_confidence)
             found.append(judged._replace(reason=reason or judged.reason))
     return found
 
@@ -78,14 +79,14 @@ def _spoken(aligned: Aligned) -> Iterator[tuple[Spoken, int | None]]:
         yield Spoken(begin, end, (begin + inside, end - inside)), None
 
 
-class _Span(NamedTuple):
-    start: float
-    end: float
+def _start(gap: Gap) -> float:
+    """Where a clip behind the gap starts: with a margin of silence."""
+    return gap.end - min(MARGIN, gap.pause / 2)
 
-    @classmethod
-    def of(cls, before: Gap, after: Gap) -> _Span:
-        """What is between two gaps, with a margin of silence."""
-        return cls(before.end - min(MARGIN, before.pause / 2), after.begin + min(MARGIN, after.pause / 2))
+
+def _end(gap: Gap) -> float:
+    """Where a clip before the gap ends."""
+    return gap.begin + min(MARGIN, gap.pause / 2)
 
 
 def _runs(items: Sequence[int | None], gaps: Sequence[Gap]) -> Iterator[tuple[int, int, str]]:
@@ -119,8 +120,7 @@ def _cuts(gaps: Sequence[Gap], max_seconds: float) -> list[tuple[int, int]]:
 
     A clip of a single word may be longer than `max_seconds`.
     """
-    starts = [gap.end - min(MARGIN, gap.pause / 2) for gap in gaps]
-    ends = [gap.begin + min(MARGIN, gap.pause / 2) for gap in gaps]
+    starts, ends = [_start(gap) for gap in gaps], [_end(gap) for gap in gaps]
     costs = [1 + _WITHOUT_PAUSE * (1 - min(1.0, gap.pause / _GOOD_PAUSE)) for gap in gaps]
     best, begins = [0.0], [0]
     for end in range(1, len(gaps)):
@@ -138,18 +138,21 @@ def _cuts(gaps: Sequence[Gap], max_seconds: float) -> list[tuple[int, int]]:
 
 
 def _judged(
-    span: _Span, aligned: Aligned, first: int, last: int, max_seconds: float, min_confidence: float
+    span: tuple[float, float], aligned: Aligned, numbers: range, max_seconds: float, min_confidence: float
 ) -> Segment:
-    """The clip of the words [first, last)."""
-    words = aligned.transcript.words[first:last]
-    lengths = np.array([word.end - word.start for word in words])
-    confidence = float(np.average([word.confidence for word in words], weights=np.maximum(lengths, 1e-6)))
+    """The clip of the words of these numbers."""
+    words = aligned.transcript.words[numbers.start : numbers.stop]
+    weights = [max(word.end - word.start, 1e-6) for word in words]
+    confidence = float(np.average([word.confidence for word in words], weights=weights))
     unlikely = [word.word for word in words if word.confidence < UNLIKELY]
+    seconds = span[1] - span[0]
     reason = ""
-    if span.end - span.start > max_seconds:
-        reason = f"longer than {max_seconds:g} s: {span.end - span.start:.2f} s without a place to cut"
+    if seconds < MIN_SECONDS:
+        reason = f"shorter than {MIN_SECONDS:g} s: {max(0.0, seconds):.2f} s"
+    elif seconds > max_seconds:
+        reason = f"longer than {max_seconds:g} s: {seconds:.2f} s without a place to cut"
     elif len(unlikely) > MOST_UNLIKELY * len(words):
         reason = f"words that were hardly said: {some(unlikely)}"
     elif confidence < min_confidence:
         reason = f"confidence below {min_confidence:g}: {confidence:.3f}"
-    return Segment(*span, aligned.known.written(first, last), confidence, reason)
+    return Segment(*span, aligned.known.written(numbers.start, numbers.stop), confidence, reason)

@@ -98,6 +98,24 @@ def test_bad_clips_are_named() -> None:
     ]
 
 
+def test_whatever_the_times_are_clips_are_parts_of_the_recording_and_hold_every_word() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        kinds = rng.choice(["a", "", "*"], size=25, p=[0.7, 0.2, 0.1])
+        words, absent, samples = spoken(*((str(kind), rng.choice([0.05, 0.3, 0.9])) for kind in kinds))
+        wrong = np.sort(rng.uniform(0, len(samples) / RATE, size=2 * len(words))).reshape(-1, 2)
+        words = [
+            word._replace(start=start, end=max(start, end - 0.1))
+            for word, (start, end) in zip(words, wrong.tolist(), strict=True)
+        ]
+        found = segments(aligned(words, absent, samples), level_of(samples), max_seconds=2, min_confidence=0)
+        assert " ".join(segment.text for segment in found if segment.text) == " ".join("a" * len(words))
+        for segment in found:
+            if not segment.reason:
+                assert 0 <= segment.start < segment.end <= len(samples) / RATE + 0.01
+                assert segment.end - segment.start <= 2
+
+
 def test_one_word_in_twenty_may_be_misheard() -> None:
     words = [(letter, 0.2) for letter in "abcdefgh" * 3]
     assert [segment.reason for segment in cut(*words, ("b", 0.2), max_seconds=9, **{"a": 0.0})] != [""]
