@@ -11,7 +11,17 @@ import numpy as np
 
 from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.errors import UserError
-from flax_wavlm.parallel.memory import OUT_OF_MEMORY, device_bytes, in_gb, planned_bytes, smaller
+from flax_wavlm.parallel.memory import (
+    OUT_OF_MEMORY,
+    device_bytes,
+    held_bytes,
+    in_gb,
+    on_cpu,
+    planned_bytes,
+    smaller,
+)
+
+SCORE_BYTES = 12  # that a CPU holds for each attention score of a batch, measured for windows of 60 to 100 s
 
 
 class Batches(Protocol):
@@ -77,34 +87,41 @@ def smaller_batch(
     devices: int,
     field: str,
     most: int,
-    *,
-    shorter: str = "leave out the longest clips, or cut them up at pauses",
 ) -> str:
-    """A sentence about the largest smaller batch that needs no more than `most` bytes. It was compiled.
-
-    `shorter` says what else helps, where no smaller batch fits.
-    """
+    """A sentence about the largest smaller batch that needs no more than `most` bytes. It was compiled."""
     batch = batches.longest()
     for size in smaller(batches.batch_size, devices):
         if (needed := forward_bytes(function, params, batch, size)) <= most:
             return f"set {field}={size}, which needs {in_gb(needed)}"
-    return f"no smaller batch fits: {shorter}"
+    return "no smaller batch fits: leave out the longest clips, or cut them up at pauses"
 
 
-def check_memory(function: Any, params: Any, batches: Batches, devices: int, field: str) -> None:
+def check_memory(
+    function: Any, params: Any, batches: Batches, devices: int, field: str, *, scores: int
+) -> None:
     """UserError where the longest batch needs more than the device's memory, before anything is computed.
 
-    Arguments as for `out_of_memory_explained`.
+    On a CPU it is reckoned by the attention scores, because XLA's plan leaves out what its libraries take for
+    products. Elsewhere it is XLA's plan.
+
+    Args:
+        function, params, batches, devices, field: as for `out_of_memory_explained`.
+        scores: of the attention of one window in one layer.
     """
-    batch, limit = batches.longest(), device_bytes()
-    needed = forward_bytes(function, params, batch, batches.batch_size)
-    if limit and needed > limit:
-        seconds = batch["samples"].shape[1] / SAMPLE_RATE
-        raise UserError(
-            f"by XLA's plan, {field}={batches.batch_size} with windows of up to {seconds:.0f} s needs "
-            f"{in_gb(needed)} of the {in_gb(limit)} there are",
-            field=field,
-            do=smaller_batch(
-                function, params, batches, devices, field, limit, shorter="set a shorter window"
-            ),
-        )
+    batch, limit, held = batches.longest(), device_bytes(), held_bytes()
+
+    def needed(rows: int) -> int:
+        if on_cpu():
+            return held + SCORE_BYTES * scores * rows
+        return forward_bytes(function, params, batch, rows)
+
+    size = batches.batch_size
+    if not limit or (asked := needed(size)) <= limit:
+        return
+    fits = next((rows for rows in smaller(size, devices) if needed(rows) <= limit), 0)
+    seconds = batch["samples"].shape[1] / SAMPLE_RATE
+    raise UserError(
+        f"{field}={size} with windows of {seconds:.0f} s needs {in_gb(asked)}, of {in_gb(limit)} there are",
+        field=field if fits else "window",
+        do=f"set {field}={fits}, which needs {in_gb(needed(fits))}" if fits else "set a shorter window",
+    )

@@ -364,7 +364,8 @@ class Recogniser:
         batches = WindowBatches(sources, pieces, batch_size, self.preprocessor.do_normalize, longest)
         function, params = self._evidence(of_frames), (self.params, self.aligner if times else None)
         if longest > UNKNOWN.longest * SAMPLE_RATE:
-            check_memory(function, params, batches, self.mesh.size, "batch_size")
+            scores = self.config.num_attention_heads * windowing.longest**2
+            check_memory(function, params, batches, self.mesh.size, "batch_size", scores=scores)
         results: Iterator[Any] = run_over(function, params, batches, self.mesh, field="batch_size")
         return joined(batches, results, of_stretch)
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from flax_wavlm.ops.dropout import draw_keep_mask, drop
 
@@ -112,5 +111,6 @@ def toeplitz(table: Array) -> Array:
     """The position bias [H, T, T] of every query t and key s, from the table [H, 2T - 1] by distance."""
     time = (table.shape[1] + 1) // 2
     # Row t of a Toeplitz matrix is a window of the table: distance s - t stands at T - 1 + s - t.
-    index = np.arange(time)[None, :] - np.arange(time)[:, None] + time - 1
-    return table[:, index]
+    # The index is computed where it is used: as a constant, that of a minute would be gigabytes to compile.
+    query, key = (jax.lax.broadcasted_iota(jnp.int32, (time, time), axis) for axis in (0, 1))
+    return table.at[:, key - query + time - 1].get(mode="promise_in_bounds")
