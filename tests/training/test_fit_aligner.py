@@ -101,8 +101,7 @@ def utterances(*texts: str) -> list[Utterance]:
 def test_same_arguments_same_aligner(checkpoint: Reference, quick: None) -> None:
     """Whatever the model's dtype: the aligner is fitted in float32."""
     clips = clips_of(3)
-    (first, how), (second, _) = (fit_aligner(listener(checkpoint), clips) for _ in range(2))
-    assert_same(first, second)
+    first, how = fit_aligner(listener(checkpoint), clips)
     assert (how.steps, how.clips) == (3, 3)
     assert all(array.dtype == np.float32 for array in jax.tree.leaves(first))
     assert_same(fit_aligner(listener(checkpoint, dtype="bfloat16"), clips)[0], first)
