@@ -35,6 +35,7 @@ from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.heads import structure
 from flax_wavlm.models.parameters import Params, decay_mask, merge, split
 from flax_wavlm.ops.ctc.api import ctc_loss
+from flax_wavlm.ops.switch import kernels
 from flax_wavlm.parallel import processes
 from flax_wavlm.porting.load import load_model
 from flax_wavlm.progress import bar, tracked
@@ -224,7 +225,8 @@ def _train(
     def loss_of(trained: Params, norm: Params, batch: dict[str, Array]) -> Array:
         frame_lengths = config.frame_count(batch["lengths"])
         logits = aligner_logits({**trained, "norm": norm}, batch["features"], frame_lengths)
-        return prior_loss(logits, frame_lengths, batch, blank_id=blank_id)
+        with kernels(config.kernels):
+            return prior_loss(logits, frame_lengths, batch, blank_id=blank_id)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(trained: Params, state: Any, norm: Params, batch: dict[str, Array]) -> tuple[Params, Any, Array]:
@@ -368,5 +370,9 @@ def _fit_exported(config: TrainConfig, run: Parts, export: Path) -> None:
     listener = Listener(
         model.config, params, tokenizer.blank_id, tokenizer.delimiter_id, run.origin.preprocessor.do_normalize
     )
-    aligner, fitting = fit_aligner(listener, run.speech.train.clips, seed=config.seed)
+    try:
+        aligner, fitting = fit_aligner(listener, run.speech.train.clips, seed=config.seed)
+    except UserError as error:  # the run is worth more than its aligner
+        log.warning("%s has no aligner: %s", export, error)
+        return
     save_aligner(export, aligner, fitting, encoder=encoder)
