@@ -27,8 +27,9 @@ from flax_wavlm.data.batches import Batches, Features, eval_batches
 from flax_wavlm.data.buckets import choose_shapes
 from flax_wavlm.data.clips import Clip, describe_skipped, usable_clips
 from flax_wavlm.data.corpora.utterance import Skipped, Utterance, by_id
-from flax_wavlm.data.preprocessor import INPUTS, input_values
+from flax_wavlm.data.preprocessor import INPUTS, Preprocessor, input_values
 from flax_wavlm.data.sampling import SAMPLE_RATE
+from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.errors import UserError, cannot_write
 from flax_wavlm.files import is_folder
 from flax_wavlm.models.config import WavLMConfig
@@ -37,7 +38,9 @@ from flax_wavlm.models.parameters import Params, decay_mask, merge, split
 from flax_wavlm.ops.ctc.api import ctc_loss
 from flax_wavlm.ops.switch import kernels
 from flax_wavlm.parallel import processes
+from flax_wavlm.porting.extras import read_extras
 from flax_wavlm.porting.load import load_model
+from flax_wavlm.porting.pretrained import open_weights
 from flax_wavlm.progress import bar, tracked
 from flax_wavlm.recognition.aligner import (
     Aligner,
@@ -49,7 +52,6 @@ from flax_wavlm.recognition.aligner import (
     save_aligner,
     text_to_align,
 )
-from flax_wavlm.recognition.recogniser import Recogniser
 from flax_wavlm.training.config import TrainConfig
 from flax_wavlm.training.prepare import Parts
 
@@ -287,25 +289,35 @@ def fit_folder(
             do="a model of the hub is downloaded first, with `convert.py HUB_ID FOLDER`",
         )
     _check_writable(folder)
-    model = Recogniser.from_pretrained(folder)
+    listener, tokenizer = _open(folder)
     if unusable:
         log.warning("%s: %s", name, describe_skipped(unusable))
     clips, _ = usable_clips(
         _some_of(utterances, seed),
-        model.tokenizer,
-        frame_count=model.config.frame_count,
+        tokenizer,
+        frame_count=listener.config.frame_count,
         name=name,
         channel=channel,
     )
-    listener = Listener(
-        model.config,
-        model.params,
-        model.tokenizer.blank_id,
-        model.tokenizer.delimiter_id,
-        model.preprocessor.do_normalize,
-    )
     aligner, fitting = fit_aligner(listener, clips, seed=seed, steps=steps)
-    return save_aligner(folder, aligner, fitting, encoder=encoder_checksum(model.params))
+    return save_aligner(folder, aligner, fitting, encoder=encoder_checksum(listener.params))
+
+
+def _open(folder: Path) -> tuple[Listener, CTCTokenizer]:
+    """The model in a folder, whatever aligner lies there; UserError where it is no fine-tuned model."""
+    weights, extras = open_weights(folder), read_extras(folder)
+    if not weights.has_head:
+        raise UserError(
+            "has no CTC head", where=folder, expected="a fine-tuned model", do="fine-tune it first"
+        )
+    tokenizer = CTCTokenizer.from_pretrained(folder, rule=extras.text, follows=extras.follows_vocabulary)
+    tokenizer = tokenizer.for_head(
+        weights.config.vocab_size, head=weights.source, do="restore the tokenizer's files of the model"
+    )
+    params = split(load_model(weights))[1]
+    do_normalize = Preprocessor.from_pretrained(folder).do_normalize
+    listener = Listener(weights.config, params, tokenizer.blank_id, tokenizer.delimiter_id, do_normalize)
+    return listener, tokenizer
 
 
 def _check_writable(folder: Path) -> None:
