@@ -24,20 +24,24 @@ from flax import nnx
 
 from flax_wavlm.data.audio import duration_seconds
 from flax_wavlm.data.batches import Batches, Features, eval_batches
-from flax_wavlm.data.buckets import choose_buckets, choose_shapes
+from flax_wavlm.data.buckets import choose_shapes
 from flax_wavlm.data.clips import Clip, describe_skipped, usable_clips
 from flax_wavlm.data.corpora.utterance import Skipped, Utterance, by_id
-from flax_wavlm.data.preprocessor import INPUTS, input_values
+from flax_wavlm.data.preprocessor import INPUTS, Preprocessor, input_values
 from flax_wavlm.data.sampling import SAMPLE_RATE
+from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.errors import UserError, cannot_write
 from flax_wavlm.files import is_folder
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.heads import structure
 from flax_wavlm.models.parameters import Params, decay_mask, merge, split
 from flax_wavlm.ops.ctc.api import ctc_loss
+from flax_wavlm.ops.switch import kernels
 from flax_wavlm.parallel import processes
+from flax_wavlm.porting.extras import read_extras
 from flax_wavlm.porting.load import load_model
-from flax_wavlm.progress import tracked
+from flax_wavlm.porting.pretrained import open_weights
+from flax_wavlm.progress import bar, tracked
 from flax_wavlm.recognition.aligner import (
     Aligner,
     AlignerSize,
@@ -48,7 +52,6 @@ from flax_wavlm.recognition.aligner import (
     save_aligner,
     text_to_align,
 )
-from flax_wavlm.recognition.recogniser import Recogniser
 from flax_wavlm.training.config import TrainConfig
 from flax_wavlm.training.prepare import Parts
 
@@ -65,7 +68,7 @@ LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 3e-3, 1e-2, 1.0
 MOST_SECONDS = 3600.0  # of speech that is fitted to
 MOST_BYTES = 2**29  # of its features in memory
 USUAL_SECONDS = 5.0  # of a clip whose length only decoding would tell
-ENCODED = 8  # clips that the feature encoder works on at a time
+ENCODED_SECONDS = 16.0  # of padded speech that the feature encoder works on at a time
 STEP_INPUTS = ("features", "lengths", "labels", "label_lengths", "valid")  # of a batch, what a step is given
 
 
@@ -124,6 +127,26 @@ def sample_of(clips: Sequence[Clip], config: WavLMConfig, seed: int) -> list[Cli
     return [clips[i] for i in order[: max(int(fitting.sum()), 1)]]
 
 
+class _Shapes(NamedTuple):
+    """The shapes of batches: rows, and padded samples, of each."""
+
+    rows: list[int]
+    samples: list[int]
+
+    @classmethod
+    def of(cls, clips: Sequence[Clip], seconds: float, config: WavLMConfig) -> _Shapes:
+        """Those of batches of that much padded speech, or of the longest clip alone where that is more."""
+        lengths = [len(clip.samples) for clip in clips]
+        longest = (-(-max(lengths) // 320) + 1) * 320  # the largest bucket there can be
+        chosen = choose_shapes(
+            lengths,
+            BUCKETS,
+            batch_samples=max(int(seconds * SAMPLE_RATE), longest),
+            frame_count=config.frame_count,
+        )
+        return cls([shape.rows for shape in chosen], [shape.samples for shape in chosen])
+
+
 def _encode(config: WavLMConfig, listener: Listener, clips: Sequence[Clip]) -> list[np.ndarray]:
     """The feature encoder's output of each clip, float32 [T, C]."""
     graphdef, _ = structure(config)
@@ -133,13 +156,15 @@ def _encode(config: WavLMConfig, listener: Listener, clips: Sequence[Clip]) -> l
         return merge(graphdef, params).features(input_values(batch), batch["lengths"])
 
     arrays: list[np.ndarray] = [np.zeros(0)] * len(clips)
-    buckets = choose_buckets([len(clip.samples) for clip in clips], BUCKETS)
-    batches = eval_batches(clips, ENCODED, buckets, do_normalize=listener.do_normalize)
-    for batch in tracked(batches, "encoding for the aligner", -(-len(clips) // ENCODED)):
-        features = np.asarray(encode(listener.params, {name: batch[name] for name in INPUTS}))
-        for row in np.flatnonzero(batch["valid"]):
-            frames = int(config.frame_count(int(batch["lengths"][row])))
-            arrays[batch["clip"][row]] = features[row, :frames].copy()
+    shapes = _Shapes.of(clips, ENCODED_SECONDS, config)
+    with bar("encoding for the aligner", len(clips)) as shown:
+        for batch in eval_batches(clips, *shapes, do_normalize=listener.do_normalize):
+            features = np.asarray(encode(listener.params, {name: batch[name] for name in INPUTS}))
+            rows = np.flatnonzero(batch["valid"])
+            for row in rows:
+                frames = int(config.frame_count(int(batch["lengths"][row])))
+                arrays[batch["clip"][row]] = features[row, :frames].copy()
+            shown.advance(len(rows))
     return arrays
 
 
@@ -152,25 +177,11 @@ def _batches(
     steps: int,
 ) -> Batches:
     """The batches of all steps, with features in place of samples."""
-    lengths = [len(clip.samples) for clip in clips]
-    padded = -(-max(lengths) // 320 + 2) * 320  # the longest bucket there can be
-    shapes = choose_shapes(
-        lengths,
-        BUCKETS,
-        batch_samples=max(int(BATCH_SECONDS * SAMPLE_RATE), padded),
-        frame_count=config.frame_count,
-    )
+    shapes = _Shapes.of(clips, BATCH_SECONDS, config)
     labelled = [
         dataclasses.replace(clip, labels=text_to_align(clip.labels, listener.delimiter_id)) for clip in clips
     ]
-    make = functools.partial(
-        Batches,
-        labelled,
-        [shape.rows for shape in shapes],
-        [shape.samples for shape in shapes],
-        seed=seed,
-        do_normalize=False,
-    )
+    make = functools.partial(Batches, labelled, *shapes, seed=seed, do_normalize=False)
     epoch = make(epochs=1).steps_per_epoch
     batches = make(steps=min(steps, max(LEAST_STEPS, MOST_EPOCHS * epoch)))
     batches.features = Features(arrays, config.frame_count)
@@ -216,7 +227,8 @@ def _train(
     def loss_of(trained: Params, norm: Params, batch: dict[str, Array]) -> Array:
         frame_lengths = config.frame_count(batch["lengths"])
         logits = aligner_logits({**trained, "norm": norm}, batch["features"], frame_lengths)
-        return prior_loss(logits, frame_lengths, batch, blank_id=blank_id)
+        with kernels(config.kernels):
+            return prior_loss(logits, frame_lengths, batch, blank_id=blank_id)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(trained: Params, state: Any, norm: Params, batch: dict[str, Array]) -> tuple[Params, Any, Array]:
@@ -240,7 +252,8 @@ def _mean_and_scale(arrays: Sequence[np.ndarray]) -> Params:
     frames = sum(map(len, arrays))
     mean = sum(array.sum(axis=0, dtype=np.float64) for array in arrays) / frames
     variance = sum(np.square(array - mean).sum(axis=0, dtype=np.float64) for array in arrays) / frames
-    return {"mean": mean.astype(np.float32), "scale": (1 / np.sqrt(variance + 1e-10)).astype(np.float32)}
+    floor = 1e-3 * variance.mean() + 1e-10  # a channel that says nothing is not made loud
+    return {"mean": mean.astype(np.float32), "scale": (1 / np.sqrt(variance + floor)).astype(np.float32)}
 
 
 # --- Into a model's folder ----------------------------------------------------------------------------------
@@ -276,25 +289,35 @@ def fit_folder(
             do="a model of the hub is downloaded first, with `convert.py HUB_ID FOLDER`",
         )
     _check_writable(folder)
-    model = Recogniser.from_pretrained(folder)
+    listener, tokenizer = _open(folder)
     if unusable:
         log.warning("%s: %s", name, describe_skipped(unusable))
     clips, _ = usable_clips(
         _some_of(utterances, seed),
-        model.tokenizer,
-        frame_count=model.config.frame_count,
+        tokenizer,
+        frame_count=listener.config.frame_count,
         name=name,
         channel=channel,
     )
-    listener = Listener(
-        model.config,
-        model.params,
-        model.tokenizer.blank_id,
-        model.tokenizer.delimiter_id,
-        model.preprocessor.do_normalize,
-    )
     aligner, fitting = fit_aligner(listener, clips, seed=seed, steps=steps)
-    return save_aligner(folder, aligner, fitting, encoder=encoder_checksum(model.params))
+    return save_aligner(folder, aligner, fitting, encoder=encoder_checksum(listener.params))
+
+
+def _open(folder: Path) -> tuple[Listener, CTCTokenizer]:
+    """The model in a folder, whatever aligner lies there; UserError where it is no fine-tuned model."""
+    weights, extras = open_weights(folder), read_extras(folder)
+    if not weights.has_head:
+        raise UserError(
+            "has no CTC head", where=folder, expected="a fine-tuned model", do="fine-tune it first"
+        )
+    tokenizer = CTCTokenizer.from_pretrained(folder, rule=extras.text, follows=extras.follows_vocabulary)
+    tokenizer = tokenizer.for_head(
+        weights.config.vocab_size, head=weights.source, do="restore the tokenizer's files of the model"
+    )
+    params = split(load_model(weights))[1]
+    do_normalize = Preprocessor.from_pretrained(folder).do_normalize
+    listener = Listener(weights.config, params, tokenizer.blank_id, tokenizer.delimiter_id, do_normalize)
+    return listener, tokenizer
 
 
 def _check_writable(folder: Path) -> None:
@@ -359,5 +382,9 @@ def _fit_exported(config: TrainConfig, run: Parts, export: Path) -> None:
     listener = Listener(
         model.config, params, tokenizer.blank_id, tokenizer.delimiter_id, run.origin.preprocessor.do_normalize
     )
-    aligner, fitting = fit_aligner(listener, run.speech.train.clips, seed=config.seed)
+    try:
+        aligner, fitting = fit_aligner(listener, run.speech.train.clips, seed=config.seed)
+    except UserError as error:  # the run is worth more than its aligner
+        log.warning("%s has no aligner: %s", export, error)
+        return
     save_aligner(export, aligner, fitting, encoder=encoder)
