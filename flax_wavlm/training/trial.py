@@ -55,7 +55,7 @@ class Trial:
         batch = {name: array for name, array in batches[number].items() if name in STEP_INPUTS}
 
         def steps(count: int) -> float:
-            """Seconds of so many. As in a run, the host waits in between only where it is the device itself."""
+            """Seconds of so many. As in a run, the host waits in between on a CPU alone."""
             began = time.perf_counter()
             for _ in range(count):
                 put = sharding.put_batch(self.run.mesh, batch)
