@@ -13,7 +13,7 @@ import jax
 from flax_wavlm.data.batches import Batches
 from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.errors import UserError, some
-from flax_wavlm.parallel.memory import release_freed
+from flax_wavlm.parallel.memory import on_cpu, release_freed
 from flax_wavlm.progress import Bar, time_left
 from flax_wavlm.training.journal import Journal
 from flax_wavlm.training.state import TrainState, skipped_steps
@@ -50,11 +50,18 @@ class StepMonitor:
         self.clock = time.perf_counter()
         self.waited = 0.0
         self.compiled: set[int] = set()  # padded lengths
+        self._on_cpu = on_cpu()
 
     def wait_for(self, batches: Iterator[T], state: TrainState) -> T:
-        """The next batch. If the devices have nothing to do meanwhile, the time is counted."""
+        """The next batch. If the devices have nothing to do meanwhile, the time is counted.
+
+        On a CPU the last step ends first. A step that is given to it earlier gets its temporary arrays while
+        those of the last one are still there, and gains no time: other threads make the batches anyway.
+        """
         if (self.step - self.before).bit_count() == 1:  # after 1, 2, 4, 8 ... steps
             self._measure(state)
+        if self._on_cpu:
+            jax.block_until_ready(state.step)
         asked = time.perf_counter()
         batch = next(batches)
         if state.step.is_ready():  # type: ignore[attr-defined]  # jax.Array does not declare it
