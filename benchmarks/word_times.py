@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import math
 import os
 import shutil
@@ -27,7 +28,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jiwer
 import numpy as np
@@ -42,6 +43,10 @@ from flax_wavlm.data.corpora.utterance import Utterance
 from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.data.text import TextRule
 from flax_wavlm.data.tokenizer import CTCTokenizer
+
+if TYPE_CHECKING:
+    from flax_wavlm.recognition.recogniser import Recogniser
+    from flax_wavlm.recognition.transcript import Transcript
 
 ROOT = Path(__file__).parents[1]
 RECOGNISED = {"median": 25.0, "90th percentile": 120.0}  # ms, at most
@@ -111,92 +116,6 @@ def with_times(utterances: Sequence[Utterance], tokenizer: CTCTokenizer, frame_c
         ]
         found.append(Said(clip, words))
     return found
-
-
-# --- Ours ---------------------------------------------------------------------------------------------------
-
-
-class Heard(NamedTuple):
-    """What a model and an aligner make of a clip."""
-
-    path: np.ndarray  # [T], the most probable label of each frame
-    own: np.ndarray  # [T, V], the model's log-probabilities
-    aligner: np.ndarray  # [T, V], the aligner's
-
-
-class Ours:
-    """A model with an aligner.
-
-    Args:
-        folder: of the model, which has an aligner unless one is given.
-        tokenizer, aligner: in place of the folder's own.
-    """
-
-    def __init__(self, folder: Path, tokenizer: CTCTokenizer | None = None, aligner: dict | None = None):
-        from flax_wavlm.recognition.aligner import encoder_checksum, load_aligner
-        from flax_wavlm.recognition.recogniser import Recogniser
-
-        self.model = Recogniser.from_pretrained(folder)
-        self.tokenizer = tokenizer or self.model.tokenizer
-        self.config, self.params = self.model.config, self.model.params
-        encoder = encoder_checksum(self.params)
-        found = aligner or load_aligner(folder, self.config, encoder=encoder)
-        assert found is not None
-        self.aligner = found
-        self.frame_seconds = math.prod(self.config.conv_stride) / SAMPLE_RATE
-
-    def hear(self, clips: Sequence[Clip]) -> Iterator[Heard]:
-        """The outputs of each clip, in order."""
-        import jax
-
-        from flax_wavlm.data.preprocessor import input_values
-        from flax_wavlm.models.heads import structure
-        from flax_wavlm.models.parameters import merge
-        from flax_wavlm.recognition.aligner import aligner_log_probs
-        from flax_wavlm.recognition.forward import ClipBatches
-
-        graphdef, _ = structure(dataclasses.replace(self.config, masked_group_norm=True))
-
-        @jax.jit
-        def forward(params, aligner, batch):
-            model, lengths = merge(graphdef, params), batch["lengths"]
-            features = model.features(input_values(batch), lengths)
-            logits, frame_lengths = model.from_features(features, lengths)
-            return jax.nn.log_softmax(logits), aligner_log_probs(aligner, features, frame_lengths)
-
-        batches = ClipBatches(clips, 8, 3, do_normalize=self.model.preprocessor.do_normalize)
-        found: dict[int, Heard] = {}
-        for batch in batches:
-            inputs = {name: batch[name] for name in ("samples", "mean", "scale", "lengths")}
-            own, aligner = (np.asarray(x) for x in forward(self.params, self.aligner, inputs))
-            for row in np.flatnonzero(batch["valid"]):
-                frames = self.config.frame_count(int(batch["lengths"][row]))
-                log_probs = own[row, :frames]
-                found[int(batch["clip"][row])] = Heard(
-                    log_probs.argmax(axis=1), log_probs, aligner[row, :frames]
-                )
-        yield from (found[i] for i in range(len(clips)))
-
-    def frames(self, log_probs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The text with blanks around it, and the frames [L, 2] of its labels by the best path."""
-        from flax_wavlm.recognition.aligner import text_to_align
-        from flax_wavlm.recognition.alignment import align_labels
-
-        text = text_to_align(labels, self.tokenizer.delimiter_id)
-        return text, align_labels(log_probs, text, self.tokenizer.blank_id).frames
-
-    def words(self, log_probs: np.ndarray, labels: np.ndarray) -> list[Spoken]:
-        """When the words of a text were said."""
-        from flax_wavlm.recognition.aligner import label_times
-        from flax_wavlm.recognition.transcript import TimedLabels, spell
-
-        if not len(labels):
-            return []
-        text, frames = self.frames(log_probs, labels)
-        times = label_times(frames, text, self.tokenizer.delimiter_id, self.frame_seconds)
-        some = np.ones(len(text))
-        spelled = spell(self.tokenizer, TimedLabels(text, times, some, some.astype(int)))
-        return [Spoken(word, start, end) for word, start, end, _ in spelled.words]
 
 
 # --- Theirs -------------------------------------------------------------------------------------------------
@@ -274,14 +193,20 @@ def rows_of(
 
 def measure(name: str, said: Sequence[Said], folder: Path, *, targets: bool) -> list[dict]:
     """One synthetic set, recognised and with the text known, both sides in one call."""
-    from flax_wavlm.recognition.decoding import collapse
+    from flax_wavlm.data.corpora.utterance import Samples
+    from flax_wavlm.recognition.align import align_utterances
+    from flax_wavlm.recognition.recogniser import Recogniser
 
-    ours, clips = Ours(folder), [one.clip for one in said]
-    heard = list(ours.hear(clips))
-    blank = ours.tokenizer.blank_id
-    recognised = [ours.words(one.aligner, collapse(one.path, blank)) for one in heard]
-    known = [ours.words(one.aligner, clip.labels) for one, clip in zip(heard, clips, strict=True)]
-    peaks = [ours.words(one.own, clip.labels) for one, clip in zip(heard, clips, strict=True)]
+    recogniser, clips = Recogniser.from_pretrained(folder), [one.clip for one in said]
+    utterances = [
+        Utterance(clip.id, functools.partial(Samples, clip.samples, SAMPLE_RATE), clip.text) for clip in clips
+    ]
+
+    def aligned(model: Recogniser) -> list[list[Spoken]]:
+        return [spoken(found) for found in align_utterances(model, utterances, name=name)]
+
+    recognised = [spoken(found) for found in recogniser.transcribe([clip.samples for clip in clips])]
+    known, peaks = aligned(recogniser), aligned(dataclasses.replace(recogniser, aligner=None))
     theirs = differences(said, transformers_words(folder, clips))
     total = sum(len(words) for _, words in said)
     limits = (RECOGNISED, TEXT_KNOWN) if targets else (None, None)
@@ -292,10 +217,73 @@ def measure(name: str, said: Sequence[Said], folder: Path, *, targets: bool) -> 
     ]
 
 
+def spoken(transcript: Transcript) -> list[Spoken]:
+    """The words of a transcript; none where it has an error."""
+    return [Spoken(word.word, word.start, word.end) for word in transcript.words]
+
+
 # --- Other letters, so another aligner: the sample of TIMIT, and the offsets --------------------------------
 
 
-def fitted(folder: Path, utterances: Sequence[Utterance], *, steps: int) -> Ours:
+class OtherLetters:
+    """An aligner for letters that the model does not have, on the model's feature encoder."""
+
+    def __init__(self, model: Recogniser, tokenizer: CTCTokenizer, aligner: dict):
+        self.model, self.tokenizer, self.aligner = model, tokenizer, aligner
+        self.config, self.params = model.config, model.params
+        self.frame_seconds = math.prod(self.config.conv_stride) / SAMPLE_RATE
+
+    def hear(self, clips: Sequence[Clip]) -> Iterator[np.ndarray]:
+        """The aligner's log-probabilities [T, V] of each clip, in order."""
+        import jax
+
+        from flax_wavlm.data.preprocessor import input_values
+        from flax_wavlm.models.heads import structure
+        from flax_wavlm.models.parameters import merge
+        from flax_wavlm.recognition.aligner import aligner_log_probs
+        from flax_wavlm.recognition.forward import ClipBatches
+
+        graphdef, _ = structure(dataclasses.replace(self.config, masked_group_norm=True))
+
+        @jax.jit
+        def forward(params, aligner, batch):
+            model, lengths = merge(graphdef, params), batch["lengths"]
+            features = model.features(input_values(batch), lengths)
+            return aligner_log_probs(aligner, features, self.config.frame_count(lengths))
+
+        batches = ClipBatches(clips, 8, 3, do_normalize=self.model.preprocessor.do_normalize)
+        found: dict[int, np.ndarray] = {}
+        for batch in batches:
+            inputs = {name: batch[name] for name in ("samples", "mean", "scale", "lengths")}
+            log_probs = np.asarray(forward(self.params, self.aligner, inputs))
+            for row in np.flatnonzero(batch["valid"]):
+                frames = self.config.frame_count(int(batch["lengths"][row]))
+                found[int(batch["clip"][row])] = log_probs[row, :frames]
+        yield from (found[i] for i in range(len(clips)))
+
+    def frames(self, log_probs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The text with blanks around it, and the frames [L, 2] of its labels by the best path."""
+        from flax_wavlm.recognition.aligner import text_to_align
+        from flax_wavlm.recognition.alignment import align_labels
+
+        text = text_to_align(labels, self.tokenizer.delimiter_id)
+        return text, align_labels(log_probs, text, self.tokenizer.blank_id).frames
+
+    def words(self, log_probs: np.ndarray, labels: np.ndarray) -> list[Spoken]:
+        """When the words of a text were said."""
+        from flax_wavlm.recognition.aligner import label_times
+        from flax_wavlm.recognition.transcript import TimedLabels, spell
+
+        if not len(labels):
+            return []
+        text, frames = self.frames(log_probs, labels)
+        times = label_times(frames, text, self.tokenizer.delimiter_id, self.frame_seconds)
+        some = np.ones(len(text))
+        spelled = spell(self.tokenizer, TimedLabels(text, times, some, some.astype(int)))
+        return [Spoken(word, start, end) for word, start, end, _ in spelled.words]
+
+
+def fitted(folder: Path, utterances: Sequence[Utterance], *, steps: int) -> OtherLetters:
     """The model of a folder with an aligner for the letters of these clips, which it is fitted on."""
     from flax_wavlm.recognition.recogniser import Recogniser
     from flax_wavlm.training.aligner import Listener, fit_aligner
@@ -313,7 +301,7 @@ def fitted(folder: Path, utterances: Sequence[Utterance], *, steps: int) -> Ours
         model.preprocessor.do_normalize,
     )
     aligner, _ = fit_aligner(listener, clips, steps=steps)
-    return Ours(folder, tokenizer, aligner)
+    return OtherLetters(model, tokenizer, aligner)
 
 
 def measure_sample(sample: Path, folder: Path, *, steps: int) -> list[dict]:
@@ -325,9 +313,7 @@ def measure_sample(sample: Path, folder: Path, *, steps: int) -> list[dict]:
     ours = fitted(folder, train, steps=steps)
     said = with_times(test, ours.tokenizer, ours.config.frame_count)
     clips = [one.clip for one in said]
-    known = [
-        ours.words(heard.aligner, clip.labels) for heard, clip in zip(ours.hear(clips), clips, strict=True)
-    ]
+    known = [ours.words(heard, clip.labels) for heard, clip in zip(ours.hear(clips), clips, strict=True)]
     total = sum(len(words) for _, words in said)
     return rows_of(
         f"TIMIT's sample, {len(clips)} clips, text known", differences(said, known), None, None, total
@@ -347,7 +333,7 @@ def measure_offsets(folder: Path, scratch: Path, *, clips: int, steps: int) -> l
     heard = ours.hear([one.clip for one in said])
     late = []
     for (clip, words), one in zip(said, heard, strict=True):
-        text, frames = ours.frames(one.aligner, clip.labels)
+        text, frames = ours.frames(one, clip.labels)
         blanks = np.flatnonzero(text == ours.tokenizer.delimiter_id)
         times = np.stack([frames[blanks[:-1] + 1, 0], frames[blanks[1:] - 1, 1]], axis=1) * ours.frame_seconds
         late.append(times - [[word.start, word.end] for word in words])
@@ -416,6 +402,7 @@ def command_line() -> argparse.ArgumentParser:
 def main() -> None:
     options, ran = pairs.parse(command_line())
     pairs.prepare(options)
+    from flax_wavlm.recognition.recogniser import Recogniser
     from flax_wavlm.training.aligner import STEPS
 
     full = not options.rehearse
@@ -428,7 +415,7 @@ def main() -> None:
         model = with_aligner(model, speech, scratch, steps=steps)
         rows = measure_offsets(model, scratch / "german", clips=2000 if full else 40, steps=steps)
         tokenizer = CTCTokenizer.from_pretrained(model)
-        frame_count = Ours(model).config.frame_count
+        frame_count = Recogniser.from_pretrained(model).config.frame_count
         sets = {
             "demo's sentences": load_corpus("synthetic", speech, "test")[0],
             "words in any order": speak_in_any_order(scratch / "any order", clips),
