@@ -34,6 +34,7 @@ from flax_wavlm.data.corpora.manifest import read_manifest
 from flax_wavlm.data.corpora.timit import read_timit_sample
 from flax_wavlm.data.corpora.utterance import EmptySplit
 from flax_wavlm.data.preprocessor import Preprocessor
+from flax_wavlm.data.streams import open_stream
 from flax_wavlm.data.text import TextRule
 from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.models.parameters import split
@@ -180,6 +181,9 @@ def read_audio_both_ways(folder: Path, data: bytes) -> None:
         assert samples.dtype in (np.int16, np.float32)
         assert np.isfinite(samples).all()
         duration_seconds(source)
+        with open_stream(source, "clip") as stream:
+            pieces = list(iter(lambda stream=stream: stream.read(5_000).tobytes(), b""))
+        assert sum(map(len, pieces)) == samples.nbytes
 
 
 def manifest_reader(suffix: str) -> Callable[[Path, bytes], Any]:

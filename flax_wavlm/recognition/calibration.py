@@ -25,7 +25,7 @@ from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.models.parameters import Params
 from flax_wavlm.recognition.decoding import GreedyDecoder, best_path, path_of_clip
-from flax_wavlm.recognition.forward import ClipBatches, Forward, forward_pass, jit_over_batches, run_over
+from flax_wavlm.recognition.forward import ClipBatches, forward_pass, jit_over_batches, run_over
 from flax_wavlm.recognition.task import Batch, Task
 from flax_wavlm.recognition.transcript import words_of_labels
 
@@ -111,12 +111,12 @@ def judged_words(
 
 
 def _at_temperatures(
-    forward: Callable[[Params, Batch], Forward],
+    forward: Callable[[Params, Batch], tuple[Array, Array]],
 ) -> Callable[[Params, Batch], tuple[Array, Array, Array]]:
     """The function (params, batch) -> clip [B], best path [B, T], its posteriors [B, T, K]."""
 
     def run(params: Params, batch: Batch) -> tuple[Array, Array, Array]:
-        logits, frame_lengths, _ = forward(params, batch)
+        logits, frame_lengths = forward(params, batch)
         return batch["clip"], best_path(logits, frame_lengths), best_posteriors(logits)
 
     return run

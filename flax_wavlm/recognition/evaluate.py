@@ -59,7 +59,7 @@ def make_eval_step(task: Task, config: WavLMConfig, mesh: Mesh) -> EvalStep:
     forward = forward_pass(task, config)
 
     def eval_step(params: Params, batch: Batch) -> EvalOutput:
-        outputs, frame_lengths, _ = forward(params, batch)
+        outputs, frame_lengths = forward(params, batch)
         with kernels(config.kernels):
             loss = task.loss(outputs, frame_lengths, batch)
         return EvalOutput(batch["clip"], task.predict(outputs, frame_lengths), *loss)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
+from flax import nnx
 from jax.sharding import Mesh
 
 from flax_wavlm.data.batches import Batch as HostBatch
@@ -73,29 +74,38 @@ class ClipBatches:
         return next(iter(self))
 
 
-class Forward(NamedTuple):
-    """What a model makes of a batch."""
-
-    outputs: Array  # [B, T, V]
-    frame_lengths: Array  # [B] int
-    features: Array  # [B, T, C], the feature encoder's output
-
-
-def forward_pass(task: Task, config: WavLMConfig) -> Callable[[Params, Batch], Forward]:
-    """The function (params, batch) -> `Forward`, without dropout.
+def forward_pass(task: Task, config: WavLMConfig) -> Callable[[Params, Batch], tuple[Array, Array]]:
+    """The function (params, batch) -> outputs [B, T, V], frame_lengths [B], without dropout.
 
     Whatever the configuration says about GroupNorm, here it runs over each clip's own frames: neither a text
     nor a figure of a base model may depend on what else is in the batch.
     """
-    graphdef, _ = structure(dataclasses.replace(config, masked_group_norm=True), model=task.head)
+    graphdef = _structure(task, config)
 
-    def forward(params: Params, batch: Batch) -> Forward:
-        model: Any = merge(graphdef, params)
-        features = model.features(input_values(batch), batch["lengths"])
-        result = model.from_features(features, batch["lengths"])
-        return Forward(result[0], result[1], features)
+    def forward(params: Params, batch: Batch) -> tuple[Array, Array]:
+        result = merge(graphdef, params)(input_values(batch), batch["lengths"])
+        return result[0], result[1]
 
     return forward
+
+
+def forward_with_features(
+    task: Task, config: WavLMConfig
+) -> Callable[[Params, Batch], tuple[Array, Array, Array]]:
+    """`forward_pass` that also gives the feature encoder's output [B, T, C]; for models with `features`."""
+    graphdef = _structure(task, config)
+
+    def forward(params: Params, batch: Batch) -> tuple[Array, Array, Array]:
+        model = merge(graphdef, params)
+        features = model.features(input_values(batch), batch["lengths"])
+        result = model.from_features(features, batch["lengths"])
+        return result[0], result[1], features
+
+    return forward
+
+
+def _structure(task: Task, config: WavLMConfig) -> nnx.GraphDef:
+    return structure(dataclasses.replace(config, masked_group_norm=True), model=task.head)[0]
 
 
 def jit_over_batches(function: Callable[[P, Batch], T], mesh: Mesh) -> Callable[[P, Batch], T]:

@@ -97,7 +97,14 @@ def smaller_batch(
 
 
 def check_memory(
-    function: Any, params: Any, batches: Batches, devices: int, field: str, *, scores: int
+    function: Any,
+    params: Any,
+    batches: Batches,
+    devices: int,
+    field: str,
+    *,
+    seconds: float,
+    scores: int,
 ) -> None:
     """UserError where the longest batch needs more than the device's memory, before anything is computed.
 
@@ -106,20 +113,20 @@ def check_memory(
 
     Args:
         function, params, batches, devices, field: as for `out_of_memory_explained`.
+        seconds: of a window.
         scores: of the attention of one window in one layer.
     """
-    batch, limit, held = batches.longest(), device_bytes(), held_bytes()
+    limit, held = device_bytes(), held_bytes()
 
     def needed(rows: int) -> int:
         if on_cpu():
             return held + SCORE_BYTES * scores * rows
-        return forward_bytes(function, params, batch, rows)
+        return forward_bytes(function, params, batches.longest(), rows)
 
     size = batches.batch_size
     if not limit or (asked := needed(size)) <= limit:
         return
     fits = next((rows for rows in smaller(size, devices) if needed(rows) <= limit), 0)
-    seconds = batch["samples"].shape[1] / SAMPLE_RATE
     raise UserError(
         f"{field}={size} with windows of {seconds:.0f} s needs {in_gb(asked)}, of {in_gb(limit)} there are",
         field=field if fits else "window",

@@ -42,7 +42,7 @@ from flax_wavlm.recognition.ctc_task import character_ctc
 from flax_wavlm.recognition.decoding import GreedyDecoder, every_posterior
 from flax_wavlm.recognition.emissions import Emissions, whole
 from flax_wavlm.recognition.evaluate import Evaluation, evaluate, make_eval_step
-from flax_wavlm.recognition.forward import ClipBatches, forward_pass, jit_over_batches, run_over
+from flax_wavlm.recognition.forward import ClipBatches, forward_with_features, jit_over_batches, run_over
 from flax_wavlm.recognition.memory import check_memory
 from flax_wavlm.recognition.recordings import (
     BUCKETS,
@@ -365,7 +365,15 @@ class Recogniser:
         function, params = self._evidence(of_frames), (self.params, self.aligner if times else None)
         if longest > UNKNOWN.longest * SAMPLE_RATE:
             scores = self.config.num_attention_heads * windowing.longest**2
-            check_memory(function, params, batches, self.mesh.size, "batch_size", scores=scores)
+            check_memory(
+                function,
+                params,
+                batches,
+                self.mesh.size,
+                "batch_size",
+                seconds=longest / SAMPLE_RATE,
+                scores=scores,
+            )
         results: Iterator[Any] = run_over(function, params, batches, self.mesh, field="batch_size")
         return joined(batches, results, of_stretch)
 
@@ -436,7 +444,7 @@ class Recogniser:
         `params` are the model's and the aligner's. Where there is an aligner, its log-probabilities are among
         the evidence, as `ALIGNER`.
         """
-        forward = forward_pass(self.task, self.config)
+        forward = forward_with_features(self.task, self.config)
 
         def evidence(params: tuple[Params, Params | None], batch: Batch) -> tuple[Array, dict[str, Array]]:
             model, aligner = params

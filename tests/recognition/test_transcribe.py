@@ -12,13 +12,15 @@ import transformers
 from helpers.reference import Reference, tiny_reference
 
 from flax_wavlm.data.corpora.load import load_corpus
-from flax_wavlm.data.corpora.utterance import Skipped
+from flax_wavlm.data.corpora.utterance import Samples, Skipped
 from flax_wavlm.data.preprocessor import Preprocessor
 from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.errors import UserError
 from flax_wavlm.porting.verify import speech_like
+from flax_wavlm.recognition import memory
 from flax_wavlm.recognition.metrics import error_rates
 from flax_wavlm.recognition.recogniser import Recogniser
+from flax_wavlm.recognition.recordings import Source
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -192,3 +194,59 @@ def test_checkpoints_that_give_no_text(large, tmp_path):
 def test_a_blank_that_disagrees_is_announced(large, tmp_path, caplog):
     Recogniser.from_pretrained(broken(large.folder, tmp_path / "other", pad_token_id=3))
     assert "pad_token_id is 3, the tokenizer's 29" in caplog.text
+
+
+# --- Recordings of any length -------------------------------------------------------------------------------
+
+
+def test_a_long_file_shares_batches_with_short_ones(recogniser, clips, tmp_path):
+    """Its words are in order of time, and the short ones' texts are what they are alone."""
+    long = np.concatenate([full_scale(clip) for clip in clips])
+    soundfile.write(tmp_path / "long.wav", long, 16_000, "FLOAT")
+    soundfile.write(tmp_path / "short.wav", full_scale(clips[3]), 16_000, "FLOAT")
+    found, short, same = recogniser.transcripts(
+        [tmp_path / "long.wav", tmp_path / "short.wav", Source("-", tmp_path / "short.wav")], window=2.5
+    )
+    assert found.error is None
+    assert found.duration == len(long) / 16_000
+    times = [(word.start, word.end) for word in found.words]
+    assert len(times) > 5
+    assert times == sorted(times)
+    assert all(0 <= start <= end <= found.duration for start, end in times)
+    assert found.text.split() == [word.word for word in found.words]
+    assert short.text == texts(recogniser, [clips[3]])[0]
+    assert (same.file, same.text, same.words) == ("-", short.text, short.words)
+    assert 0 < short.confidence <= 1
+
+
+def test_emissions_are_the_models_posteriors(large, recogniser, clips):
+    samples = full_scale(clips[4])
+    found = recogniser.emissions(Samples(samples, 16_000))
+    inputs = Preprocessor(do_normalize=True, return_attention_mask=True)(samples)
+    with torch.no_grad():
+        expected = large.model(torch.tensor(inputs)[None]).logits.log_softmax(-1)[0].numpy()
+    np.testing.assert_allclose(found.log_probs, expected, atol=1e-4)
+    assert found.aligner is None
+    assert found.duration == len(samples) / 16_000
+    assert found.frame_seconds == 0.02
+
+
+def test_in_a_pause_that_no_window_hears_nothing_is_said(recogniser, clips):
+    speech, silence = full_scale(clips[1]), np.zeros(16_000 * 4, np.float32)
+    found = recogniser.emissions(Samples(np.concatenate([speech, silence, speech]), 16_000), window=2.0)
+    assert len(found.log_probs) == recogniser.config.frame_count(16_000 * 6)
+    np.testing.assert_allclose(np.exp(found.log_probs).sum(axis=1), 1, atol=1e-5)
+    blank = np.exp(found.log_probs[:, recogniser.tokenizer.blank_id])
+    assert (blank[70:230] > 0.999).all()
+    assert not (blank[:40] > 0.999).all()
+
+
+def test_a_window_that_needs_too_much_memory_is_refused_before(recogniser, monkeypatch):
+    monkeypatch.setattr(memory, "device_bytes", lambda: 2_000_000_000)
+    monkeypatch.setattr(memory, "held_bytes", lambda: 500_000_000)
+    heads = recogniser.config.num_attention_heads
+    for window, advice in ((60.0, r"set batch_size=\d, which needs"), (3600.0, "set a shorter window")):
+        with pytest.raises(UserError, match=rf"with windows of {window:.0f} s needs .* of 2 GB.*{advice}"):
+            recogniser.transcripts([], window=window, batch_size=64 // heads)
+    with pytest.raises(UserError, match="window is -1"):
+        recogniser.transcripts([], window=-1.0)

@@ -16,7 +16,7 @@ from flax_wavlm.data.corpora.utterance import Utterance
 from flax_wavlm.data.text import BEFORE, TextRule
 from flax_wavlm.errors import UserError
 from flax_wavlm.models.config import WavLMConfig
-from flax_wavlm.porting.extras import EXTRAS_FILE, Extras, read_extras
+from flax_wavlm.porting.extras import EXTRAS_FILE, Extras, TrainingSeconds, read_extras
 from flax_wavlm.training.config import ModelSettings, TextSettings
 from flax_wavlm.training.start import StartingPoint, open_starting_point
 from flax_wavlm.training.train import train
@@ -46,7 +46,7 @@ def fine_tuned(folder: Path, **text: Any) -> tuple[Path, StartingPoint]:
     begun = begin("", **text)
     tiny_reference("large", folder, vocab_size=begun.tokenizer.size, pad_token_id=begun.tokenizer.blank_id)
     config = (folder / "config.json").read_text()
-    begun.save_processor(folder)
+    begun.save_processor(folder, TrainingSeconds(1.0, 2.0))
     (folder / "config.json").write_text(config)
     return folder, begun
 
@@ -55,7 +55,7 @@ def test_the_next_fine_tuning_reads_the_rule(tmp_path: Path, caplog: pytest.LogC
     folder, begun = fine_tuned(tmp_path, language="tr")
     assert begun.fresh_head
     assert begun.tokenizer.normalise(TEXTS[0]) == "ığdır'ın ili değil mi"
-    assert read_extras(folder) == Extras(TextRule(language="tr"), follows_vocabulary=False)
+    assert read_extras(folder) == Extras(TextRule(language="tr"), False, TrainingSeconds(1.0, 2.0))
     with caplog.at_level("WARNING"):
         again = begin(folder)
     assert not again.fresh_head
