@@ -133,6 +133,11 @@ def _suits(stream: TextIO) -> bool:
         return True
 
 
+def drawing() -> bool:
+    """Whether bars are drawn at all."""
+    return _stream is not None
+
+
 def visible() -> bool:
     """Whether there is a bar, or will be after its delay."""
     return bool(_open)

@@ -29,7 +29,7 @@ from flax_wavlm.porting.extras import TrainingSeconds, read_extras
 from flax_wavlm.porting.load import load_model
 from flax_wavlm.porting.mistaken import missing_vocabulary
 from flax_wavlm.porting.pretrained import open_weights
-from flax_wavlm.progress import bar
+from flax_wavlm.progress import bar, drawing
 from flax_wavlm.recognition.align import align_recording, report
 from flax_wavlm.recognition.aligner import (
     ALIGNER_FILE,
@@ -52,6 +52,7 @@ from flax_wavlm.recognition.recordings import (
     WindowBatches,
     joined,
     read_windows,
+    stated_seconds,
 )
 from flax_wavlm.recognition.task import Batch, Task
 from flax_wavlm.recognition.transcript import TimedLabels, Transcript, in_sequence, spell
@@ -61,7 +62,7 @@ log = logging.getLogger(__name__)
 
 Array = jax.Array
 T = TypeVar("T")
-OfFrames = Callable[[Array, Array], dict[str, Array]]
+Evidences = Callable[..., tuple[Array, dict[str, Array]]]
 
 ALIGNER = "aligner"  # the name of an aligner's log-probabilities in the evidence of frames
 LANGUAGE_MODEL = ("alphabet.json", "language_model")  # files of pyctcdecode beside a tokenizer
@@ -243,20 +244,18 @@ class Recogniser:
             )
         windowing = self.windowing(settings.pop("window", 0.0), at_pauses=settings.pop("at_pauses", True))
         decoded = functools.partial(self._decoded, frame_seconds=windowing.hop / SAMPLE_RATE)
-        heard = self._heard(sources, windowing, self.decoder.evidence, decoded, times=times, **settings)
+        heard = self._heard(sources, windowing, self._for_decoder, decoded, times=times, **settings)
 
         def spelled() -> Iterator[Transcript]:
             notes = []
-            with bar("transcribing", len(sources)) as shown:
-                for source, stretches, ended in heard:
-                    shown.advance()
-                    if ended.error is not None:
-                        yield Transcript(source.name, error=ended.error)
-                        continue
-                    if ended.note:
-                        notes.append(Skipped(str(source.name), ended.note))
-                    said = spell(self.tokenizer, in_sequence(self.tokenizer, stretches))
-                    yield Transcript(source.name, duration=ended.seconds, **said._asdict())
+            for source, stretches, ended in heard:
+                if ended.error is not None:
+                    yield Transcript(source.name, error=ended.error)
+                    continue
+                if ended.note:
+                    notes.append(Skipped(str(source.name), ended.note))
+                said = spell(self.tokenizer, in_sequence(self.tokenizer, stretches))
+                yield Transcript(source.name, duration=ended.seconds, **said._asdict())
             if notes:
                 log.warning("%s", describe_skipped(notes, verb="decided for"))
 
@@ -293,7 +292,7 @@ class Recogniser:
         heard = self._heard(
             sources,
             windowing,
-            every_posterior,
+            self._for_alignment,
             lambda first, evidence: (first, evidence),
             batch_size=batch_size,
             channel=channel,
@@ -340,7 +339,7 @@ class Recogniser:
         self,
         sources: Sequence[Source],
         windowing: Windowing,
-        of_frames: OfFrames,
+        function: Evidences,
         of_stretch: Callable[[int, Evidence], T],
         *,
         batch_size: int,
@@ -351,7 +350,7 @@ class Recogniser:
         """What is made of the stretches of each recording; the arguments are checked at once.
 
         Args:
-            of_frames: a decoder's `evidence`.
+            function: of `_evidence`.
             of_stretch: as `recordings.joined` takes it.
         """
         sharding.check_batch_size("batch_size", batch_size, self.mesh)  # before much is read
@@ -360,22 +359,20 @@ class Recogniser:
         pieces = functools.partial(
             read_windows, windowing=windowing, channel=channel, max_seconds=max_seconds
         )
-        longest = windowing.samples(windowing.longest)
-        batches = WindowBatches(sources, pieces, batch_size, self.preprocessor.do_normalize, longest)
-        function, params = self._evidence(of_frames), (self.params, self.aligner if times else None)
-        if longest > UNKNOWN.longest * SAMPLE_RATE:
+        batches = WindowBatches(sources, pieces, batch_size, self.preprocessor.do_normalize, windowing)
+        params = self.params, self.aligner if times else None
+        seconds = windowing.samples(windowing.longest) / SAMPLE_RATE
+        if seconds > UNKNOWN.longest:
             scores = self.config.num_attention_heads * windowing.longest**2
-            check_memory(
-                function,
-                params,
-                batches,
-                self.mesh.size,
-                "batch_size",
-                seconds=longest / SAMPLE_RATE,
-                scores=scores,
-            )
-        results: Iterator[Any] = run_over(function, params, batches, self.mesh, field="batch_size")
-        return joined(batches, results, of_stretch)
+            devices = self.mesh.size
+            check_memory(function, params, batches, devices, "batch_size", seconds=seconds, scores=scores)
+
+        def heard() -> Iterator[Heard[T]]:
+            results: Iterator[Any] = run_over(function, params, batches, self.mesh, field="batch_size")
+            with bar("seconds heard", stated_seconds(sources) if drawing() else 0) as shown:
+                yield from joined(batches, results, of_stretch, shown)
+
+        return heard()
 
     @functools.cached_property
     def decoder(self) -> GreedyDecoder:
@@ -437,8 +434,15 @@ class Recogniser:
     def _batches(self, clips: Sequence[Clip], batch_size: int) -> ClipBatches:
         return ClipBatches(clips, batch_size, BUCKETS, do_normalize=self.preprocessor.do_normalize)
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 - a recogniser lives as long as its programs
-    def _evidence(self, of_frames: OfFrames) -> Callable[..., tuple[Array, dict[str, Array]]]:
+    @functools.cached_property
+    def _for_decoder(self) -> Evidences:
+        return self._evidence(self.decoder.evidence)
+
+    @functools.cached_property
+    def _for_alignment(self) -> Evidences:
+        return self._evidence(every_posterior)
+
+    def _evidence(self, of_frames: Callable[[Array, Array], dict[str, Array]]) -> Evidences:
         """The jitted function (params, batch) -> window [B], what a decoder needs of its frames.
 
         `params` are the model's and the aligner's. Where there is an aligner, its log-probabilities are among

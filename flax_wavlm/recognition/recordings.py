@@ -17,7 +17,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from flax_wavlm.data.audio import FEW
+from flax_wavlm.data.audio import FEW, duration_seconds
 from flax_wavlm.data.batches import FILLER, Batch, eval_batches
 from flax_wavlm.data.buckets import choose_buckets
 from flax_wavlm.data.clips import Clip
@@ -26,6 +26,7 @@ from flax_wavlm.data.preprocessor import full_scale
 from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.data.streams import Stream, open_stream
 from flax_wavlm.errors import UserError
+from flax_wavlm.progress import Bar
 from flax_wavlm.recognition.windows import Window, Windowing, windows
 
 T = TypeVar("T")
@@ -134,7 +135,7 @@ class WindowBatches:
         pieces: reads one, see `read_windows`.
         batch_size: over all devices.
         do_normalize: of the model's preprocessor.
-        longest_samples: of any window.
+        windowing: how the recordings are cut.
         order: of what was batched and not taken out yet: (recording, a window with its number, or its end).
     """
 
@@ -142,7 +143,7 @@ class WindowBatches:
     pieces: Callable[[Source], Iterator[Piece]]
     batch_size: int
     do_normalize: bool
-    longest_samples: int
+    windowing: Windowing
     order: deque[tuple[int, int, Piece]] = field(default_factory=deque)
     buckets: tuple[int, ...] = ()
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
@@ -157,9 +158,12 @@ class WindowBatches:
 
     def longest(self) -> Batch:
         """A batch of the largest shape that there may be."""
-        samples = -(-self.longest_samples // 320) * 320
+        samples = self._longest_bucket()
         clips = [_unlabelled("", np.zeros(samples, np.float32))] * self.batch_size
         return next(eval_batches(clips, self.batch_size, [samples], do_normalize=False))
+
+    def _longest_bucket(self) -> int:
+        return choose_buckets([self.windowing.samples(self.windowing.longest)], 1)[0]
 
     def _pools(self) -> Generator[list[tuple[int, Piece]], None, None]:
         """Pieces in their order, with windows of about `POOL_SECONDS`, for whole batches."""
@@ -215,7 +219,7 @@ class WindowBatches:
         if not self.buckets:
             self.buckets = choose_buckets(lengths, BUCKETS)
         elif max(lengths) > self.buckets[-1]:
-            self.buckets += choose_buckets([self.longest_samples], 1)
+            self.buckets += (self._longest_bucket(),)
         for batch in eval_batches(clips, self.batch_size, self.buckets, do_normalize=self.do_normalize):
             yield batch | {"clip": np.where(batch["clip"] == FILLER, FILLER, batch["clip"] + first)}
 
@@ -224,6 +228,7 @@ def joined(
     batches: WindowBatches,
     results: Iterator[tuple[np.ndarray, Evidence]],
     of_stretch: Callable[[int, Evidence], T],
+    shown: Bar,
 ) -> Iterator[Heard[T]]:
     """Recordings in their order, each as soon as all of it is there.
 
@@ -232,8 +237,11 @@ def joined(
         results: for each batch the numbers of its windows [B], and what the device found, arrays [B, T, ...].
         of_stretch: makes what is wanted of (the recording's frame that is the stretch's first, the evidence
             of its frames). Windows that overlap are joined there already.
+        shown: goes on with the seconds of audio that are done, see `stated_seconds`.
     """
+    frame_seconds = batches.windowing.hop / SAMPLE_RATE
     found: dict[int, Evidence] = {}
+    done = 0  # seconds of this recording
     stretches: list[T] = []
     open_windows: list[tuple[Window, Evidence]] = []
     while True:
@@ -248,6 +256,9 @@ def joined(
             if isinstance(piece, Window):
                 open_windows.append((piece, found.pop(number)))
             ended = isinstance(piece, Ended)
+            at = int(piece.seconds if isinstance(piece, Ended) else (piece.first + piece.end) * frame_seconds)
+            shown.advance(at - done)
+            done = 0 if ended else at
             if open_windows and (ended or open_windows[-1][0].closes):
                 stretches.append(of_stretch(*_joined(open_windows)))
                 open_windows = []
@@ -256,6 +267,18 @@ def joined(
                 stretches = []
         if result is None:
             return
+
+
+def stated_seconds(sources: Sequence[Source]) -> int:
+    """How long recordings are by their headers, as far as these say it. Nothing is decoded."""
+    total = 0
+    for source in sources:
+        if isinstance(source.audio, Samples):
+            total += len(source.audio.samples) // source.audio.rate
+        else:
+            with contextlib.suppress(UserError):  # it is said when the recording is read
+                total += int(duration_seconds(source.audio) or 0)
+    return total
 
 
 def _joined(parts: Sequence[tuple[Window, Evidence]]) -> tuple[int, Evidence]:

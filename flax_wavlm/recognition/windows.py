@@ -28,14 +28,14 @@ LOOK_AHEAD = 30.0  # seconds by which the level of speech and of what is between
 PAUSE = 0.2  # seconds: a window ends at such a pause where it can
 SHORT_PAUSE = 0.1  # seconds: it may be the closure before a plosive, so a window ends there only in need
 LONG_PAUSE = 1.0  # seconds: no window goes on behind it
-MARGIN = 0.12  # seconds of a pause that its neighbours keep
+MARGIN = 0.12  # seconds of a pause that its neighbours keep; the demo's model was tried with 0.08 to 0.14
 STRETCH = 60.0  # seconds: without a pause, speech is decoded in stretches of about this length
 REMEMBERED = 600.0  # seconds that tell the levels too, so that a long silence is not taken for speech
 
 _QUIETEST = -70.0  # dB: digital silence counts as this
 _CONTRAST = 12.0  # dB between speech and pauses: with less, nothing is taken for a pause
-_RANGE = 30.0
 _THRESHOLD = 0.3  # of the way from the level of pauses to that of speech
+_RANGE = 30.0  # dB below the level of a window's own speech, where it begins and ends at the latest
 
 
 class Window(NamedTuple):
@@ -99,7 +99,8 @@ def windows(read: Callable[[int], np.ndarray], windowing: Windowing) -> Iterator
     """The windows of a recording, in the order of time.
 
     A recording that is not longer than the longest window is one, whole. Of a pause, `MARGIN` seconds on both
-    sides stay; the rest is in no window, as models write words into silence.
+    sides stay; the rest is in no window, as models write words into silence. Pauses are found by their energy,
+    which is near that of the quietest frames around. So a quiet speaker after a loud one is no pause.
 
     Args:
         read: gives the next samples of the recording, as `streams.Stream.read` does.

@@ -11,6 +11,7 @@ from helpers.errors import refused
 from flax_wavlm.data.corpora.utterance import Samples
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.porting.extras import TrainingSeconds
+from flax_wavlm.progress import Bar
 from flax_wavlm.recognition import recordings
 from flax_wavlm.recognition import windows as windows_module
 from flax_wavlm.recognition.recordings import Source, WindowBatches, joined, read_windows
@@ -129,10 +130,12 @@ def test_evidence_of_windows_is_joined_in_its_place(batch_size: int, monkeypatch
     def pieces(source: Source) -> Iterator[Window | recordings.Ended]:
         return read_windows(source, SPEECH, channel="auto", max_seconds=30.0)
 
-    batches = WindowBatches(sources, pieces, batch_size, False, SPEECH.samples(SPEECH.longest))
-    heard = list(
-        joined(batches, evidence_of(batches), lambda first, evidence: (first, evidence["first_sample"]))
-    )
+    batches = WindowBatches(sources, pieces, batch_size, False, SPEECH)
+
+    def first_samples(first: int, evidence: recordings.Evidence) -> tuple[int, np.ndarray]:
+        return first, evidence["first_sample"]
+
+    heard = list(joined(batches, evidence_of(batches), first_samples, Bar(None)))
     assert [found.source.name for found in heard] == ["0", "1", "2", "3", "4"]
     for found, clip in zip(heard, clips, strict=True):
         if found.ended.error is not None:
