@@ -99,8 +99,8 @@ def windows(read: Callable[[int], np.ndarray], windowing: Windowing) -> Iterator
     """The windows of a recording, in the order of time.
 
     A recording that is not longer than the longest window is one, whole. Of a pause, `MARGIN` seconds on both
-    sides stay; the rest is in no window, as models write words into silence. Pauses are found by their energy,
-    which is near that of the quietest frames around. So a quiet speaker after a loud one is no pause.
+    sides stay; the rest is in no window, as models write words into silence. A pause has the energy of the
+    quietest frames around, or little more. So a quiet speaker after a loud one is no pause.
 
     Args:
         read: gives the next samples of the recording, as `streams.Stream.read` does.
