@@ -127,6 +127,7 @@ def foretell(config: TrainConfig, run: Parts, warnings: Sequence[str] = ()) -> d
             "disk_bytes": save_bytes,
             "count": _checkpoints(len(batches), config.train),
         },
+        "aligner": config.train.aligner,
         "advice": list(_advice(config, run, device, most, evaluating)),
     }
     found |= _seconds(found)

@@ -77,6 +77,8 @@ def _time(found: dict[str, Any]) -> Iterator[str]:
         f"checkpoints of {checkpoint['seconds']:.3g} s and {in_gb(checkpoint['disk_bytes'])} on the disk; "
         f"compiling took {duration(compiling)} and is kept"
     )
+    if found["aligner"]:
+        yield "at the end an aligner is fitted (train.aligner): its minute or two, and its memory, come on top"
 
 
 def histogram(bins: dict[str, list[float]]) -> list[str]:
