@@ -78,7 +78,7 @@ def _time(found: dict[str, Any]) -> Iterator[str]:
         f"compiling took {duration(compiling)} and is kept"
     )
     if found["aligner"]:
-        yield "at the end an aligner is fitted (train.aligner): its minute or two, and its memory, come on top"
+        yield "at the end an aligner is fitted (train.aligner): its time and memory come on top"
 
 
 def histogram(bins: dict[str, list[float]]) -> list[str]:
