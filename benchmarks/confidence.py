@@ -62,7 +62,7 @@ def corpus_clips(recogniser: Recogniser, data: Path, split: str) -> list[Clip]:
 def random_clips(recogniser: Recogniser, count: int) -> list[Clip]:
     """Every other clip has what the model says of it for its text."""
     samples = inference.make_clips(count)
-    texts = recogniser.transcribe(samples, batch_size=2)
+    texts = [found.text for found in recogniser.transcribe(samples, batch_size=2)]
     texts = [text if i % 2 else "a b c" for i, text in enumerate(texts)]
     labels = [np.array(recogniser.tokenizer.encode(text), np.int32) for text in texts]
     return [

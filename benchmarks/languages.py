@@ -69,6 +69,7 @@ def settings(language: str, scale: float) -> dict[str, Any]:
         "data.buckets": recipe.buckets,
         **({"data.augment.speeds": recipe.speeds} if recipe.speeds else {}),
         "text.preset": "auto",
+        "train.aligner": False,
         "train.steps": scaled(recipe.steps),
         "train.eval_every": scaled(recipe.steps // 4),
         "train.log_every": scaled(200),
