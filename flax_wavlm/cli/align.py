@@ -7,17 +7,15 @@ Words that were hardly said, and speech that the text lacks, are named on standa
 `python scripts/align.py` is the same command.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
 from flax_wavlm.cli.command import CHANNEL_HELP, Command, Parsed
-from flax_wavlm.cli.names import in_flags
-from flax_wavlm.cli.outputs import OUTPUT_FIELDS, define_output_flags, outputs
+from flax_wavlm.cli.outputs import OUTPUT_FIELDS, define_output_flags, outputs, write_all
 from flax_wavlm.data.corpora.load import CORPORA
-from flax_wavlm.errors import UserError, printable
+from flax_wavlm.errors import UserError
 
 
 def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
@@ -89,17 +87,10 @@ def _align_corpus(values: flags.FlagValues) -> None:
     if not wanted:
         return
     recogniser = Recogniser.from_pretrained(values.model, dtype=values.dtype)
-    failures = 0
-    for transcript in align_utterances(
+    transcripts = align_utterances(
         recogniser, wanted, unusable, name=values.split, stars=values.star, channel=values.channel
-    ):
-        if transcript.error is None:
-            places.write(transcript)
-        else:
-            print(printable(f"error: {in_flags(transcript.error, ALIGN.fields)}"), file=sys.stderr)
-            failures += 1
-    if failures:
-        raise UserError(f"{failures} of {len(wanted)} clips could not be aligned")
+    )
+    write_all(transcripts, places, ALIGN.fields, total=len(wanted), what="clips could not be aligned")
 
 
 ALIGN = Command(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from flax_wavlm.cli.names import in_flags
+from flax_wavlm.errors import UserError, printable
+
 if TYPE_CHECKING:
     from flax_wavlm.recognition.outputs import Outputs
+    from flax_wavlm.recognition.transcript import Transcript
 
 FORMAT_NAMES = ("text", "json", "jsonl", "srt", "vtt", "ctm", "textgrid", "tsv")
 # How the library names what the flags set.
@@ -44,3 +49,26 @@ def outputs(values: Any, inputs: Sequence[str]) -> Outputs:
         resume=values.resume,
         overwrite=values.overwrite,
     )
+
+
+def write_all(
+    transcripts: Iterable[Transcript], places: Outputs, fields: Mapping[str, str], *, total: int, what: str
+) -> None:
+    """Writes transcripts as they come; one that has an error is named on standard error.
+
+    Args:
+        fields: of the command, for messages.
+        total: how many transcripts there are.
+        what: what could not be done to what, for the error: "files could not be transcribed".
+    Raises:
+        UserError: at the end, where some had an error; and where one cannot be written.
+    """
+    failures = 0
+    for transcript in transcripts:
+        if transcript.error is None:
+            places.write(transcript)
+        else:
+            print(printable(f"error: {in_flags(transcript.error, fields)}"), file=sys.stderr)
+            failures += 1
+    if failures:
+        raise UserError(f"{failures} of {total} {what}")

@@ -15,9 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from flax_wavlm.cli.command import CHANNEL_HELP, Command, Parsed
-from flax_wavlm.cli.names import in_flags
-from flax_wavlm.cli.outputs import OUTPUT_FIELDS, define_output_flags, outputs
-from flax_wavlm.errors import UserError, printable
+from flax_wavlm.cli.outputs import OUTPUT_FIELDS, define_output_flags, outputs, write_all
 
 
 def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
@@ -51,7 +49,6 @@ def _run(parsed: Parsed) -> None:
     written = outputs(values, files)
     files = [file for file in files if not written.done(file)]
     recogniser = Recogniser.from_pretrained(values.model, dtype=values.dtype)
-    failures = 0
     with contextlib.ExitStack() as stack:
         sources = [
             Source(file, stack.enter_context(spooled(sys.stdin.buffer, "standard input")))
@@ -59,7 +56,7 @@ def _run(parsed: Parsed) -> None:
             else Source(file, Path(file))
             for file in files
         ]
-        for transcript in recogniser.transcripts(
+        transcripts = recogniser.transcripts(
             sources,
             batch_size=values.batch_size,
             window=values.window,
@@ -67,14 +64,9 @@ def _run(parsed: Parsed) -> None:
             max_seconds=values.max_seconds or float("inf"),
             channel=values.channel,
             times=values.format != "text",
-        ):
-            if transcript.error is None:
-                written.write(transcript)
-            else:
-                print(printable(f"error: {in_flags(transcript.error, TRANSCRIBE.fields)}"), file=sys.stderr)
-                failures += 1
-    if failures:
-        raise UserError(f"{failures} of {len(files)} files could not be transcribed")
+        )
+        what = "files could not be transcribed"
+        write_all(transcripts, written, TRANSCRIBE.fields, total=len(files), what=what)
 
 
 TRANSCRIBE = Command(
