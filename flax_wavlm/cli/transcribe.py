@@ -48,6 +48,8 @@ def _run(parsed: Parsed) -> None:
     files = named_recordings(names)
     written = outputs(values, files)
     files = [file for file in files if not written.done(file)]
+    if not files:
+        return
     recogniser = Recogniser.from_pretrained(values.model, dtype=values.dtype)
     with contextlib.ExitStack() as stack:
         sources = [
