@@ -211,9 +211,11 @@ sys.addaudithook(watch)
 """
 
 
-@pytest.mark.parametrize("fsdp", [1, 8])
-def test_two_processes(fsdp: int, data: Path, whole: Path, runs: Path, tmp_path: Path, measured: Say) -> None:
-    workdir = runs / f"processes-{fsdp}"
+@pytest.mark.parametrize(("devices", "fsdp"), [(4, 1), (4, 8), (1, 1)])
+def test_two_processes(
+    devices: int, fsdp: int, data: Path, whole: Path, runs: Path, tmp_path: Path, measured: Say
+) -> None:
+    workdir = runs / f"processes-{devices}-{fsdp}"
     (tmp_path / "sitecustomize.py").write_text(WATCHER)
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])
     both = start_processes(
@@ -221,12 +223,13 @@ def test_two_processes(fsdp: int, data: Path, whole: Path, runs: Path, tmp_path:
         workdir,
         f"--config.mesh.fsdp={fsdp}",
         "--config.train.aligner=true",
+        devices=devices,
         environment={"PYTHONPATH": path, "WATCHED": str(workdir), "WATCH_LOG": str(tmp_path / "written.")},
     )
     for trainer in both:
         finish(trainer)
     difference = assert_equal_figures(workdir, whole, first=FIRST)
-    measured(f"2 processes x 4 devices, fsdp {fsdp}, against 1 device: differ by {difference:.1e}")
+    measured(f"2 processes x {devices} devices, fsdp {fsdp}, against 1 device: differ by {difference:.1e}")
     assert difference <= SAME
     assert_each_clip_once(workdir)
     written = [set((tmp_path / f"written.{i}").read_text().split()) for i in range(2)]

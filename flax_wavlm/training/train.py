@@ -224,7 +224,10 @@ def _log(run: Parts, state: TrainState, step: int, monitor: StepMonitor, journal
     line |= run.programs.rates(step - 1 - line["skipped"])
     journal.write(step, "train", line)
     log.info("%s", monitor.describe(line), extra=ON_THE_BAR)
-    return state._replace(totals=jax.device_put(zero_totals(), sharding.replicated(run.mesh)))
+    # Made where they are to be. Arrays of one device that are put on one device of each of several processes
+    # have no shards that orbax could write (jax 0.10).
+    zeroed = jax.jit(zero_totals, out_shardings=sharding.replicated(run.mesh))
+    return state._replace(totals=zeroed())
 
 
 def _note_score(shown: Bar, journal: Journal) -> None:
