@@ -242,11 +242,13 @@ def test_in_a_pause_that_no_window_hears_nothing_is_said(recogniser, clips):
 
 
 def test_a_window_that_needs_too_much_memory_is_refused_before(recogniser, monkeypatch):
-    monkeypatch.setattr(memory, "device_bytes", lambda: 2_000_000_000)
-    monkeypatch.setattr(memory, "held_bytes", lambda: 500_000_000)
-    heads = recogniser.config.num_attention_heads
-    for window, advice in ((60.0, r"set batch_size=\d, which needs"), (3600.0, "set a shorter window")):
-        with pytest.raises(UserError, match=rf"with windows of {window:.0f} s needs .* of 2 GB.*{advice}"):
-            recogniser.transcripts([], window=window, batch_size=64 // heads)
+    """There is memory for 8 windows of a minute, beside the gigabyte that the process holds."""
+    frames, heads = recogniser.config.frame_count(60 * 16_000), recogniser.config.num_attention_heads
+    monkeypatch.setattr(memory, "held_bytes", lambda: 10**9)
+    monkeypatch.setattr(memory, "device_bytes", lambda: 10**9 + 8 * memory.SCORE_BYTES * heads * frames**2)
+    for window, advice in ((60.0, "set batch_size=8, which needs"), (3600.0, "set a shorter window")):
+        with pytest.raises(UserError, match=rf"with windows of {window:.0f} s needs .* there are; {advice}"):
+            recogniser.transcripts([], window=window, batch_size=16)
+    assert list(recogniser.transcripts([], window=60.0, batch_size=8)) == []
     with pytest.raises(UserError, match="window is -1"):
         recogniser.transcripts([], window=-1.0)
