@@ -71,7 +71,7 @@ def random_clips(recogniser: Recogniser, count: int) -> list[Clip]:
 
 
 def with_noise(clips: list[Clip], decibels: float) -> list[Clip]:
-    """The clips with white noise, so many decibels below each clip's mean power."""
+    """The clips with white noise, which is that many decibels below each clip's mean power."""
     random = np.random.default_rng(0)
 
     def noisy(clip: Clip) -> Clip:

@@ -4,8 +4,8 @@
     python benchmarks/window_edges.py --model runs/demo/export
 
 Sentences are joined without pauses. Windows of the model's usual length begin at every eighth of it, so each
-frame is heard in eight places. What is said of it there is compared with what the window says that has it
-nearest to its middle: the share of frames with another label, and the mean difference of posteriors (total
+frame is heard in eight places. Each is compared with the window that has the frame nearest to its middle:
+the share of frames with another label, and the mean difference of posteriors (total
 variation, 0 to 1). Windows that end at no pause are joined in the middle of what they share
 (`flax_wavlm.recognition.windows.OVERLAP`). So no frame is used that is nearer to an edge than half of that.
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from flax_wavlm.cli.command import CHANNEL_HELP, Command, Parsed
+from flax_wavlm.cli.command import CHANNEL_HELP, CORPUS_FIELDS, Command, Parsed
 from flax_wavlm.data.corpora.load import CORPORA
 from flax_wavlm.errors import UserError, did_you_mean
 
@@ -93,16 +93,9 @@ EVALUATE = Command(
     run=_run,
     required=("model", "corpus"),
     fields={
-        "data.corpus": "--corpus",
-        "data.path": "--data",
-        "data.held_out_speakers": "--held_out_speakers",
-        "data.audio_column": "--audio_column",
-        "data.text_column": "--text_column",
-        "data.hub_config": "--hub_config",
-        "data.channel": "--channel",
+        **CORPUS_FIELDS,
         "batch_size": "--batch_size",
         "dtype": "--dtype",
         **{f"text.{name}": f"--text_rule {name}" for name in TEXT_FIELDS},
-        "split": "--split",
     },
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from flax_wavlm.cli.command import CHANNEL_HELP, Command, Parsed
+from flax_wavlm.cli.command import CHANNEL_HELP, CORPUS_FIELDS, Command, Parsed
 from flax_wavlm.data.corpora.load import CORPORA
 
 
@@ -63,15 +63,8 @@ FIT_ALIGNER = Command(
     run=_run,
     required=("model", "corpus"),
     fields={
-        "data.corpus": "--corpus",
-        "data.path": "--data",
-        "data.held_out_speakers": "--held_out_speakers",
-        "data.audio_column": "--audio_column",
-        "data.text_column": "--text_column",
-        "data.hub_config": "--hub_config",
-        "data.channel": "--channel",
+        **CORPUS_FIELDS,
         "model": "--model",
         "seed": "--seed",
-        "split": "--split",
     },
 )

@@ -216,7 +216,7 @@ def report(aligned: Aligned) -> None:
 
 
 def _sound(found: T | UserError) -> T:
-    """What was found; UserError where that is an error."""
+    """Returns what was found, or raises it where it is an error."""
     if isinstance(found, UserError):
         raise found
     return found

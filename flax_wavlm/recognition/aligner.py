@@ -34,7 +34,7 @@ ALIGNER_FILE = "aligner.safetensors"
 METADATA = "flax_wavlm.aligner"  # the entry of the file that says in JSON what it is
 VERSION = 1  # of the file, and of what its tensors mean
 TAPS, WIDTH = 5, 128  # two convolutions of 5 taps hear 9 frames
-# What is added to the begin of a word's first frame and to the end of its last one, in seconds.
+# Seconds that are added to the begin of a word's first frame, and to the end of its last one.
 # `benchmarks/word_times.py` measured them on synthetic German, and then used them in English.
 START_OFFSET, END_OFFSET = -0.017, 0.006
 FIT_AGAIN = "fit it again with fit_aligner.py, or remove the file"
@@ -50,12 +50,12 @@ class AlignerSize(NamedTuple):
 
     @classmethod
     def of_model(cls, config: WavLMConfig) -> AlignerSize:
-        """That of an aligner beside a model."""
+        """The size of an aligner beside a model."""
         return cls(config.conv_dim[-1], config.vocab_size)
 
     @classmethod
     def of_params(cls, params: Params) -> AlignerSize:
-        """That of an aligner's parameters."""
+        """The size of the aligner that has these parameters."""
         taps, channels, width = params["conv0"]["kernel"].shape
         return cls(channels, params["head"]["bias"].shape[0], taps, width)
 
@@ -205,7 +205,7 @@ class Fitting(NamedTuple):
 
 
 def encoder_checksum(params: Params) -> str:
-    """Of the feature encoder in a model's parameters. An aligner understands the encoder it was fitted on."""
+    """A checksum of a model's feature encoder: an aligner understands only the one it was fitted on."""
     encoder = params["wavlm"]["feature_encoder"]
     crc = 0
     for path, array in sorted(flatten(encoder)):

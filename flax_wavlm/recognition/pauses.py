@@ -10,16 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flax_wavlm.data.preprocessor import full_scale
 from flax_wavlm.data.sampling import SAMPLE_RATE
+from flax_wavlm.recognition.levels import PERCENTILES, levels, threshold
 
 STEP = SAMPLE_RATE // 100  # samples; a pause is measured in these
 PAUSE = 0.15  # seconds: shorter silence may be the closure before a plosive
 
 _BLOCK = 60 * SAMPLE_RATE  # samples that are read at a time
-_QUIETEST = -70.0  # dB: digital silence counts as this
-_CONTRAST = 12.0  # dB between speech and pauses: with less, nothing counts as quiet
-_THRESHOLD = 0.3  # of the way from the level of pauses to that of speech
 
 
 class Gap(NamedTuple):
@@ -33,16 +30,14 @@ class Gap(NamedTuple):
         return self.end - self.begin
 
 
-def levels(read: Callable[[int], np.ndarray]) -> np.ndarray:
+def all_levels(read: Callable[[int], np.ndarray]) -> np.ndarray:
     """The level of each whole step of a recording: dB [H], full scale 0.
 
     `read` gives the next samples of it, as `streams.Stream.read` does.
     """
     found = [np.zeros(0, np.float32)]
     while len(samples := read(_BLOCK)):
-        steps = full_scale(samples[: len(samples) // STEP * STEP]).reshape(-1, STEP)
-        power = np.square(steps - steps.mean(axis=1, keepdims=True)).mean(axis=1)
-        found.append(np.maximum(10 * np.log10(power + 1e-12), _QUIETEST).astype(np.float32))
+        found.append(levels(samples, STEP))
     return np.concatenate(found)
 
 
@@ -50,8 +45,7 @@ def is_quiet(level: np.ndarray) -> np.ndarray:
     """Whether each step [H] of a recording is no speech, by the levels that most of it has."""
     if not len(level):
         return np.zeros(0, bool)
-    floor, speech = np.percentile(level, [5, 95])
-    return level <= (floor + _THRESHOLD * (speech - floor) if speech - floor >= _CONTRAST else _QUIETEST)
+    return level <= threshold(*np.percentile(level, PERCENTILES))
 
 
 class Spoken(NamedTuple):

@@ -24,7 +24,7 @@ from flax_wavlm.errors import UserError, cannot_read, cannot_write
 from flax_wavlm.files import exists, read_json_object, write_atomically
 from flax_wavlm.recognition.align import align_recording, report
 from flax_wavlm.recognition.outputs import make_folder
-from flax_wavlm.recognition.pauses import levels
+from flax_wavlm.recognition.pauses import all_levels
 from flax_wavlm.recognition.recogniser import Recogniser
 from flax_wavlm.recognition.segments import Segment, segments
 from flax_wavlm.recognition.transcript import Transcript
@@ -124,7 +124,7 @@ def cut_into(folder: Path, recogniser: Recogniser, cutting: Cutting) -> None:
     aligned = align_recording(recogniser, cutting.audio, cutting.text, channel=cutting.channel)
     report(aligned)
     with open_stream(cutting.audio, missing_ok=FEW, channel=cutting.channel) as stream:
-        level = levels(stream.read)
+        level = all_levels(stream.read)
     known = recogniser.training_seconds
     max_seconds = cutting.max_seconds or (MAX_SECONDS if known is None else known.longest)
     log.info("%s: clips of at most %g s", cutting.audio, max_seconds)

@@ -44,7 +44,7 @@ def segments(
 
     Args:
         aligned: words with their times, and the stretches of speech that the text lacks.
-        level: dB [H], of the recording, as `pauses.levels` gives it.
+        level: dB [H], of the recording, as `pauses.all_levels` gives it.
         max_seconds: of a clip.
         min_confidence: of a clip; one with less is rejected. So is a clip in which a larger share of the
             words than `MOST_UNLIKELY` is below `align.UNLIKELY`.

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flax_wavlm.data.preprocessor import full_scale
 from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.errors import UserError
 from flax_wavlm.models.config import WavLMConfig
 from flax_wavlm.porting.extras import TrainingSeconds
+from flax_wavlm.recognition.levels import PERCENTILES, QUIETEST, levels, threshold
 
 UNKNOWN = TrainingSeconds(usual=20.0, longest=25.0)  # where nothing is known of a model's training clips
 
@@ -32,9 +32,6 @@ MARGIN = 0.12  # seconds of a pause that its neighbours keep; the demo's model w
 STRETCH = 60.0  # seconds: without a pause, speech is decoded in stretches of about this length
 REMEMBERED = 600.0  # seconds that tell the levels too, so that a long silence is not taken for speech
 
-_QUIETEST = -70.0  # dB: digital silence counts as this
-_CONTRAST = 12.0  # dB between speech and pauses: with less, nothing is taken for a pause
-_THRESHOLD = 0.3  # of the way from the level of pauses to that of speech
 _RANGE = 30.0  # dB below the level of a window's own speech, where it begins and ends at the latest
 
 
@@ -157,10 +154,8 @@ class _Part:
             self._samples = np.concatenate([self._samples, new])
         hop = self._windowing.hop
         known = len(self._energies)
-        blocks = full_scale(self._samples[known * hop : len(self._samples) // hop * hop]).reshape(-1, hop)
-        power = np.square(blocks - blocks.mean(axis=1, keepdims=True)).mean(axis=1)
-        levels = np.maximum(10 * np.log10(power + 1e-12), _QUIETEST)
-        self._energies = np.concatenate([self._energies, levels.astype(np.float32)])
+        new_levels = levels(self._samples[known * hop :], hop)
+        self._energies = np.concatenate([self._energies, new_levels])
 
     def frames(self) -> int:
         """The model's frames that the part has."""
@@ -244,10 +239,9 @@ class _Part:
         is speech.
         """
         known = np.concatenate([self._past, self._energies])
-        floor, level = np.percentile(known, [5, 95])
-        if own is not None:
-            level = np.percentile(own, 95)
-        if level - floor < _CONTRAST:
-            return _QUIETEST
-        threshold = floor + _THRESHOLD * (level - floor)
-        return float(threshold if own is None else max(threshold, level - _RANGE))
+        pauses, speech = np.percentile(known, PERCENTILES)
+        if own is None:
+            return threshold(pauses, speech)
+        speech = np.percentile(own, PERCENTILES[1])
+        found = threshold(pauses, speech)
+        return found if found == QUIETEST else max(found, float(speech - _RANGE))

@@ -14,7 +14,7 @@ from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.errors import UserError
 from flax_wavlm.recognition.align import Aligned
 from flax_wavlm.recognition.known_text import known_text
-from flax_wavlm.recognition.pauses import levels
+from flax_wavlm.recognition.pauses import all_levels
 from flax_wavlm.recognition.segment_folder import Cutting, announce_finished, write_segments
 from flax_wavlm.recognition.segments import Segment, segments
 from flax_wavlm.recognition.transcript import Transcript, Word
@@ -46,7 +46,7 @@ def aligned(words: list[Word], absent: np.ndarray, samples: np.ndarray) -> Align
 
 def level_of(samples: np.ndarray) -> np.ndarray:
     with open_stream(Samples(samples, RATE)) as stream:
-        return levels(stream.read)
+        return all_levels(stream.read)
 
 
 def cut(*parts: tuple[str, float], max_seconds: float = 3.0, **changes: float) -> list[Segment]:
