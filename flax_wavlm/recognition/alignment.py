@@ -2,10 +2,10 @@
 
 A path of T frames goes through the states blank, label, blank, ..., label, blank, of which it may leave out
 the blanks, except between two equal labels (Graves et al. 2006, section 4.1, with the maximum in place of the
-sum). The best path is found exactly, on the host, with NumPy: half an hour of speech takes two to four
-seconds on one core, a lax.scan on the same CPU eight, and nothing is compiled for each length. The trellis of
-a long recording does not fit into memory, so it is kept at few frames. Between two of them it is computed
-again, for those states alone that can lead to the path's own.
+sum). The best path is found exactly, on the host, with NumPy: half an hour of speech takes some
+seconds on one core (benchmarks/alignment.py), and nothing is compiled for each length. The trellis of a long
+recording does not fit into memory, so it is kept at few frames. Between two of them it is computed again, for
+those states alone that can lead to the path's own.
 
     T  frames      V  labels of the model      L  labels of the text      P  pairs of a blank and a label
 """
