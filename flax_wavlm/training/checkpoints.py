@@ -276,12 +276,16 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _errors(self, what: str) -> Iterator[None]:
-        """Makes any failure of reading or writing a UserError that says what can be done."""
+        """Makes any failure of reading or writing a UserError that says what can be done.
+
+        A computation's failure stays what it is: memory that ran out, or another process that ended.
+        """
         try:
             yield
-        except UserError:
+        except (UserError, jax.errors.JaxRuntimeError):
+            # jax's errors are of a computation whose result is waited for here, never of the disk.
             raise
-        except Exception as error:  # from orbax, tensorstore, jax or the file system
+        except Exception as error:  # from orbax, tensorstore or the file system
             whole = sorted(int(path.name) for path in self.folder.glob("[0-9]*") if path.name.isdigit())
             raise UserError(
                 f"{what} ({type(error).__name__}: {reason(error)[:300]}). Complete checkpoints there: "

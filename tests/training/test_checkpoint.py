@@ -249,6 +249,27 @@ def test_the_later_of_equals_is_the_best(tmp_path: Path) -> None:
     checkpoints.close()
 
 
+def test_a_failed_computation_is_no_fault_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of another process shows where a result is waited for: it may be in the writer."""
+
+    def raising(error: Exception) -> Callable[..., None]:
+        def save(*_: object, **__: object) -> None:
+            raise error
+
+        return save
+
+    with Checkpoints(tmp_path) as checkpoints:
+        lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
+        monkeypatch.setattr(checkpoints.manager, "save", raising(lost))
+        with pytest.raises(jax.errors.JaxRuntimeError, match="Gloo"):
+            save(checkpoints, 1, wer=0.5)
+        monkeypatch.setattr(checkpoints.manager, "save", raising(OSError(28, "No space left on device")))
+        with pytest.raises(UserError, match=r"No space left.*see to the disk's space"):
+            save(checkpoints, 1, wer=0.5)
+
+
 def test_resolve(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     for name in ("best", "latest", "1"):
