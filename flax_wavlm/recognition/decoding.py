@@ -26,7 +26,9 @@ class Hypothesis(NamedTuple):
     ids: np.ndarray  # int [U], without blanks
     frames: np.ndarray  # int [U, 2]: each label's first frame, and the one after its last
     confidences: np.ndarray  # float [U]: the mean posterior of each label over its frames, 0 to 1
-    score: float  # its log-probability by the decoder; higher is better
+    score: float  # of the decoder; higher is better
+    ctc_score: float | None = None  # where a beam search says it: the log-probability of the labels by CTC
+    lm_score: float | None = None  # where there is a language model: the words' natural log-probability by it
 
 
 class Decoder(Protocol):
