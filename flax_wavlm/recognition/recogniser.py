@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from flax_wavlm.data.batches import FILLER
 from flax_wavlm.data.clips import Clip, describe_skipped, usable_clips
 from flax_wavlm.data.corpora.utterance import Samples, Skipped, Utterance
 from flax_wavlm.data.preprocessor import Preprocessor
@@ -452,6 +453,26 @@ class Recogniser:
         Raises:
             UserError: no utterance can be used, or the batch size does not suit the devices or their memory.
         """
+        clips, skipped = self.clips(utterances, unusable, name=name, batch_size=batch_size, channel=channel)
+        log.info("decoding: %s", self.decoder.describe())
+        task = self.task
+        if self.chosen_decoder is not None:
+            task = decoded_by(self.chosen_decoder, task, self.tokenizer)
+        eval_step = make_eval_step(task, self.config, self.mesh)
+        batches = self._batches(clips, batch_size)
+        result = evaluate(task, eval_step, self.params, batches, self.mesh)
+        return result._replace(figures={**result.figures, "skipped": len(unusable) + len(skipped)})
+
+    def clips(
+        self,
+        utterances: Sequence[Utterance],
+        unusable: Sequence[Skipped] = (),
+        *,
+        name: str,
+        batch_size: int = 8,
+        channel: str = "auto",
+    ) -> tuple[list[Clip], list[Skipped]]:
+        """A split's clips, and the utterances that cannot be used. Arguments and errors: as `evaluate`."""
         sharding.check_batch_size("batch_size", batch_size, self.mesh)
         if unusable:
             log.warning("%s: %s", name, describe_skipped(unusable))
@@ -464,14 +485,26 @@ class Recogniser:
             channel=channel,
         )
         hours = sum(len(clip.samples) for clip in clips) / SAMPLE_RATE / 3600
-        log.info("%s: %d clips, %.2f hours; decoding: %s", name, len(clips), hours, self.decoder.describe())
-        task = self.task
-        if self.chosen_decoder is not None:
-            task = decoded_by(self.chosen_decoder, task, self.tokenizer)
-        eval_step = make_eval_step(task, self.config, self.mesh)
+        log.info("%s: %d clips, %.2f hours", name, len(clips), hours)
+        return clips, skipped
+
+    def log_probs(self, clips: Sequence[Clip], *, batch_size: int = 8) -> list[np.ndarray]:
+        """What the model says of each clip, in their order: float32 [T, V] of its own frames, all in memory.
+
+        They are the model's own log-probabilities, whatever its temperature. UserError as `evaluate`.
+        """
+        found: dict[int, np.ndarray] = {}
+        function, params = self._evidence(every_posterior), (self.params, None)
         batches = self._batches(clips, batch_size)
-        result = evaluate(task, eval_step, self.params, batches, self.mesh)
-        return result._replace(figures={**result.figures, "skipped": len(unusable) + len(skipped)})
+        results: Iterator[Any] = run_over(function, params, batches, self.mesh, field="batch_size")
+        with bar("clips heard", len(clips)) as shown:
+            for rows, evidence in results:
+                for row in np.flatnonzero(rows != FILLER):
+                    clip = int(rows[row])
+                    frames = int(self.config.frame_count(len(clips[clip].samples)))
+                    found[clip] = evidence["log_probs"][row, :frames].copy()
+                    shown.advance()
+        return [found[clip] for clip in range(len(clips))]
 
     def _batches(self, clips: Sequence[Clip], batch_size: int) -> ClipBatches:
         return ClipBatches(clips, batch_size, BUCKETS, do_normalize=self.preprocessor.do_normalize)

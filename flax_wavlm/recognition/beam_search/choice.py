@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flax_wavlm.data.corpora.folders import read_utf8
 from flax_wavlm.data.tokenizer import CTCTokenizer
@@ -20,6 +20,9 @@ from flax_wavlm.files import exists, is_file
 from flax_wavlm.recognition.beam_search.folder import folder_lm
 from flax_wavlm.recognition.beam_search.settings import BEAM, BeamSettings
 from flax_wavlm.recognition.decoding import Decoder
+
+if TYPE_CHECKING:
+    from flax_wavlm.language_model.tables import NGramTables
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +51,14 @@ class Asked:
     def __post_init__(self) -> None:
         """Raises UserError for a value that cannot be used whatever the model is."""
         if self.beam is not None and not 1 <= self.beam <= MOST_BEAM:
-            raise UserError(field="beam", found=self.beam, expected=f"1 to {MOST_BEAM}")
+            raise UserError(field="decoding.beam", found=self.beam, expected=f"1 to {MOST_BEAM}")
         for name, value in (("alpha", self.alpha), ("beta", self.beta)):
             if value is not None and not math.isfinite(value):
-                raise UserError(field=name, found=value, expected="a number")
+                raise UserError(field=f"decoding.{name}", found=value, expected="a number")
         if self.alpha is not None and self.alpha < 0:
-            raise UserError(field="alpha", found=self.alpha, expected="0 or more")
+            raise UserError(field="decoding.alpha", found=self.alpha, expected="0 or more")
         if self.lm is not None and str(self.lm) == "":
-            raise UserError(field="lm", found="", expected=f"an ARPA file, or {NO_LM}")
+            raise UserError(field="decoding.lm", found="", expected=f"an ARPA file, or {NO_LM}")
         if self.without_lm:
             self.check_weights()
 
@@ -68,10 +71,10 @@ class Asked:
         for name, value in (("alpha", self.alpha), ("beta", self.beta)):
             if value is not None:
                 raise UserError(
-                    field=name,
+                    field=f"decoding.{name}",
                     found=value,
                     expected="no weight, as there is no language model",
-                    do="give its ARPA file (lm), or leave the weight out",
+                    do="give its ARPA file, decoding.lm, or leave the weight out",
                 )
 
 
@@ -88,17 +91,17 @@ def choose_decoder(
         UserError: the language model or a hot word cannot be used, or weights are given without a language
             model.
     """
+    file: Path | None
     if asked.lm is not None and not asked.without_lm:
         file, settings = Path(asked.lm), BeamSettings()
     elif asked.lm is None and (own := folder_lm(folder, tokenizer)) is not None:
         file, settings = own
-        log.info('%s: the language model there is used; lm="none" decodes without it', file)
+        log.info("%s: the model's own language model is used; lm=none decodes without it", file)
     else:
         asked.check_weights()
         if asked.beam is None and not asked.hotwords:
             return None
-        settings = BeamSettings(alpha=0.0, beta=0.0)
-        return _beam_decoder(asked, None, settings, tokenizer, temperature)
+        file, settings = None, BeamSettings()
     return _beam_decoder(asked, file, settings, tokenizer, temperature)
 
 
@@ -109,7 +112,6 @@ def _beam_decoder(
     tokenizer: CTCTokenizer,
     temperature: float,
 ) -> Decoder:
-    from flax_wavlm.language_model.arpa import read_arpa
     from flax_wavlm.recognition.beam_search.decoder import BeamDecoder
 
     given: dict[str, Any] = {"beam": asked.beam or BEAM}
@@ -117,14 +119,21 @@ def _beam_decoder(
     given |= {"beta": asked.beta} if asked.beta is not None else {}
     decoder = BeamDecoder.of(
         tokenizer,
-        None if file is None else read_arpa(file),
+        None if file is None else _tables(file),
         dataclasses.replace(settings, **given),
         hotwords=asked.hotwords,
         temperature=temperature,
         lm_name="the language model" if file is None else str(file),
     )
-    log.info("decoding: %s", decoder.describe())
+    expected = f", {len(asked.hotwords)} hot words" if asked.hotwords else ""
+    log.info("decoding: %s%s", decoder.describe(), expected)
     return decoder
+
+
+def _tables(file: Path) -> NGramTables:
+    from flax_wavlm.language_model.arpa import read_arpa
+
+    return read_arpa(file)
 
 
 def read_hotwords(file: Path) -> list[str]:

@@ -17,6 +17,7 @@ import json
 import math
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,7 +90,7 @@ def _arpa_in(place: Path) -> Path | None:
             f"holds {found}",
             where=place,
             expected="a language model in ARPA form",
-            do='put the ARPA file there that it was made from, or decode without it: lm="none"',
+            do="put the ARPA file there that it was made from, or decode without it (decoding.lm=none)",
         )
     return None
 
@@ -171,6 +172,21 @@ def _plain(label: str | None) -> str | None:
 
 
 # --- Writing ------------------------------------------------------------------------------------------------
+
+
+def check_writable(folder: Path) -> None:
+    """UserError where it is no folder, or nothing can be written there: before an hour's work, say."""
+    if not is_folder(folder):
+        raise UserError(
+            field="model",
+            found=str(folder),
+            expected="the folder of a fine-tuned model: the language model is written into it",
+            do="a model of the hub is downloaded first, with `convert.py HUB_ID FOLDER`",
+        )
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise cannot_write(folder, error) from None
 
 
 def write_lm(
