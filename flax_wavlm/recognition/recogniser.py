@@ -269,6 +269,8 @@ class Recogniser:
                 self.source,
                 ALIGNER_FILE,
             )
+        if self.chosen_decoder is not None:
+            log.info("decoding: %s", self.decoder.describe())
         windowing = self.windowing(settings.pop("window", 0.0), at_pauses=settings.pop("at_pauses", True))
         decoded = functools.partial(self._decoded, frame_seconds=windowing.hop / SAMPLE_RATE)
         decoding: Decoding[Decoded] = Decoding(decoded, in_threads=self.decoder.takes_long)

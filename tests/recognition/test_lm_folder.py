@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.errors import refused
@@ -70,7 +72,7 @@ def test_language_models_that_cannot_be_used(folder: Path) -> None:
         folder_lm(folder, TOKENIZER)
     (place / "lm.arpa").unlink()
     (place / "other.arpa.gz").rename(place / "lm.binary")
-    with refused("lm.binary, KenLM's binary format", expected="ARPA", do="put the ARPA .* decoding.lm=none"):
+    with refused("lm.binary, KenLM's binary format", expected="ARPA", do=r"put the ARPA .*decoding\.lm=none"):
         folder_lm(folder, TOKENIZER)
     (place / "lm.binary").unlink()  # as of a hub's repository, of which binary files are not downloaded
     with refused("holds no ARPA file"):
@@ -78,18 +80,19 @@ def test_language_models_that_cannot_be_used(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("attributes", "problem"),
+    ("attributes", "parts"),
     [
-        ("{", "attrs.json: not JSON"),
-        ("[]", "attrs.json: holds a list"),
-        ('{"alpha": "0.5"}', "attrs.json: alpha is '0.5', expected a number"),
-        ('{"beta": NaN}', "attrs.json: beta is nan, expected a number"),
-        ('{"score_boundary": 1}', "attrs.json: score_boundary is 1, expected true or false"),
+        ("{", {"problem": "not JSON"}),
+        ("[]", {"problem": "holds a list"}),
+        ('{"alpha": "0.5"}', {"field": "alpha", "found": "0.5", "expected": "a number"}),
+        ('{"alpha": -1}', {"field": "alpha", "found": -1.0, "expected": "0 or more"}),
+        ('{"beta": NaN}', {"field": "beta", "found": math.nan, "expected": "a number"}),
+        ('{"score_boundary": 1}', {"field": "score_boundary", "found": 1, "expected": "true or false"}),
     ],
 )
-def test_damaged_attributes(folder: Path, attributes: str, problem: str) -> None:
+def test_damaged_attributes(folder: Path, attributes: str, parts: dict[str, Any]) -> None:
     (folder / "language_model" / "attrs.json").write_text(attributes)
-    with refused(problem):
+    with refused(where="attrs.json", **parts):
         folder_lm(folder, TOKENIZER)
 
 
@@ -106,5 +109,5 @@ def test_an_alphabet_of_another_vocabulary_is_named(folder: Path) -> None:
         folder_lm(with_labels(folder, ["b", "a", *labels[2:]]), TOKENIZER)
     with refused("1 of 9 labels are not the tokenizer's: 8: 'd' in place of None"):
         folder_lm(with_labels(folder, [*labels, "d"]), TOKENIZER)
-    with refused("labels is 'abc', expected a list of labels"):
+    with refused(where="alphabet.json", field="labels", expected="a list of labels"):
         folder_lm(with_labels(folder, "abc"), TOKENIZER)

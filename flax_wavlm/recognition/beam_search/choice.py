@@ -117,7 +117,7 @@ def _beam_decoder(
     given: dict[str, Any] = {"beam": asked.beam or BEAM}
     given |= {"alpha": asked.alpha} if asked.alpha is not None else {}
     given |= {"beta": asked.beta} if asked.beta is not None else {}
-    decoder = BeamDecoder.of(
+    return BeamDecoder.of(
         tokenizer,
         None if file is None else _tables(file),
         dataclasses.replace(settings, **given),
@@ -125,9 +125,6 @@ def _beam_decoder(
         temperature=temperature,
         lm_name="the language model" if file is None else str(file),
     )
-    expected = f", {len(asked.hotwords)} hot words" if asked.hotwords else ""
-    log.info("decoding: %s%s", decoder.describe(), expected)
-    return decoder
 
 
 def _tables(file: Path) -> NGramTables:

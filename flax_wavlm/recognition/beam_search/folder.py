@@ -11,6 +11,7 @@ In an alphabet, "" is the CTC blank, " " the delimiter of words, and U+2047 the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import json
@@ -18,9 +19,9 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.errors import UserError, cannot_write, shown, some
@@ -41,6 +42,7 @@ ATTRIBUTES = {
 }
 DEFAULTS = BeamSettings()
 
+_GZIP = b"\x1f\x8b"
 _BLANK, _DELIMITER, _UNKNOWN = "", " ", "\u2047"
 _SPECIAL = re.compile(r"[<\[].+[>\]]")
 _UNKNOWN_TOKEN = re.compile(r"[<\[]unk[>\]]", re.IGNORECASE)
@@ -105,6 +107,8 @@ def _settings(file: Path) -> BeamSettings:
         value = found.get(name, getattr(DEFAULTS, ours))
         if ours == "boundaries":
             wrong, expected = type(value) is not bool, "true or false"
+        elif ours == "alpha" and _is_number(value):
+            wrong, expected = value < 0, "0 or more"
         else:
             wrong, expected = not _is_number(value), "a number"
         if wrong:
@@ -207,10 +211,8 @@ def write_lm(
     labels = {"labels": alphabet(tokenizer), "is_bpe": False}
     try:
         place.mkdir(exist_ok=True)
-        with replaced(place / LM_FILE) as scratch:
-            open_file = gzip.open if arpa.name.lower().endswith(".gz") else open
-            with open_file(arpa, "rb") as source, scratch.open("wb") as target:
-                shutil.copyfileobj(source, target)
+        with replaced(place / LM_FILE) as scratch, _unpacked(arpa) as source, scratch.open("wb") as target:
+            shutil.copyfileobj(source, target)
         write_atomically(place / WORDS_FILE, "".join(f"{word}\n" for word in sorted(words)))
         write_atomically(place / ATTRIBUTES_FILE, json.dumps(attributes))
         write_atomically(folder / ALPHABET_FILE, json.dumps(labels, ensure_ascii=False))
@@ -220,3 +222,16 @@ def write_lm(
     except (OSError, EOFError) as error:
         raise cannot_write(place, error) from None
     return place / LM_FILE
+
+
+@contextlib.contextmanager
+def _unpacked(file: Path) -> Iterator[BinaryIO | gzip.GzipFile]:
+    """The content of a file, or of what gzip has packed in it."""
+    with file.open("rb") as source:
+        packed = source.read(len(_GZIP)) == _GZIP
+        source.seek(0)
+        if not packed:
+            yield source
+            return
+        with gzip.open(source) as unpacked:
+            yield unpacked

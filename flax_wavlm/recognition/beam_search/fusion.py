@@ -91,7 +91,12 @@ def weighted(fusion: Fusion, model: NGramModel | None, settings: BeamSettings) -
 
 
 _NO_LM = Automaton(
-    np.zeros(2, np.float32), np.zeros(2, np.float32), np.zeros(2, np.int32), *hash_table(0), words=1
+    np.zeros(2, np.float32),
+    np.zeros(2, np.int32),
+    np.zeros(2, np.float32),
+    np.zeros(2, np.int32),
+    *hash_table(0),
+    words=1,
 )
 
 # What is known of a prefix.
