@@ -93,8 +93,8 @@ def weighted(fusion: Fusion, model: NGramModel | None, settings: BeamSettings) -
 _NO_LM = Automaton(
     np.zeros(2, np.float32),
     np.zeros(2, np.int32),
-    np.zeros(2, np.float32),
-    np.zeros(2, np.int32),
+    np.zeros(1, np.float32),
+    np.zeros(1, np.int32),
     *hash_table(0),
     words=1,
 )
