@@ -8,9 +8,9 @@ from typing import Any
 from absl import flags
 
 # How the library names what the flags set.
+SEARCH_FIELDS = {"decoding.lm": "--lm", "decoding.beam": "--beam"}
 DECODING_FIELDS = {
-    "decoding.lm": "--lm",
-    "decoding.beam": "--beam",
+    **SEARCH_FIELDS,
     "decoding.alpha": "--alpha",
     "decoding.beta": "--beta",
 }

@@ -13,7 +13,8 @@ from absl import flags
 
 from flax_wavlm.cli.command import CORPUS_FIELDS, Command, Parsed
 from flax_wavlm.cli.corpora import corpus_of, define_corpus_flags
-from flax_wavlm.cli.decoding import DECODING_FIELDS, define_search_flags, hotwords
+from flax_wavlm.cli.decoding import SEARCH_FIELDS, define_search_flags, hotwords
+from flax_wavlm.errors import UserError
 
 
 def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
@@ -29,11 +30,14 @@ def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
 
 
 def _run(parsed: Parsed) -> None:
+    from flax_wavlm.recognition.beam_search.choice import Asked
     from flax_wavlm.recognition.beam_search.folder import check_writable
     from flax_wavlm.recognition.beam_search.tuning import save_tuned, tune_on
     from flax_wavlm.recognition.recogniser import Recogniser
 
     values = parsed.values
+    if Asked(lm=values.lm, beam=values.beam).without_lm:
+        raise UserError(field="decoding.lm", found=values.lm, expected="an ARPA file")
     expected = hotwords(values)
     if values.save:
         check_writable(Path(values.model))
@@ -65,7 +69,7 @@ TUNE_LM = Command(
     required=("model", "lm", "corpus"),
     fields={
         **CORPUS_FIELDS,
-        **DECODING_FIELDS,
+        **SEARCH_FIELDS,
         "model": "--model",
         "batch_size": "--batch_size",
         "dtype": "--dtype",
