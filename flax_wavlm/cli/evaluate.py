@@ -51,7 +51,7 @@ def _run(parsed: Parsed) -> None:
     from flax_wavlm.recognition.recogniser import Recogniser
 
     values = parsed.values
-    text = _text_fields(values.text_rule or ())
+    text = text_fields(values.text_rule or ())
     utterances, unusable = load_corpus(
         values.corpus,
         values.data,
@@ -70,7 +70,7 @@ def _run(parsed: Parsed) -> None:
     print(f"{figures_line(result.figures, ctc_scoring(values.corpus))}  {result.figures['skipped']} skipped")
 
 
-def _text_fields(settings: Sequence[str]) -> dict[str, str]:
+def text_fields(settings: Sequence[str]) -> dict[str, str]:
     """Field to value, from "FIELD=VALUE"."""
     fields = {}
     for setting in settings:
