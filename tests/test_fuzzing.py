@@ -5,6 +5,7 @@ line.
 """
 
 import contextlib
+import gzip
 import io
 import json
 import random
@@ -20,6 +21,7 @@ import pytest
 import soundfile
 import torch
 from flax import nnx
+from helpers.ngrams import random_model
 from helpers.recordings import by_pyav, sweep
 from helpers.reference import tiny_reference
 from helpers.transcripts import check_formats, random_transcript
@@ -37,6 +39,9 @@ from flax_wavlm.data.preprocessor import Preprocessor
 from flax_wavlm.data.streams import open_stream
 from flax_wavlm.data.text import TextRule
 from flax_wavlm.data.tokenizer import CTCTokenizer
+from flax_wavlm.language_model.arpa import read_arpa, write_arpa
+from flax_wavlm.language_model.model import NGramModel
+from flax_wavlm.language_model.tables import BEGIN, END
 from flax_wavlm.models.parameters import split
 from flax_wavlm.porting.extras import Extras, read_extras, write_extras
 from flax_wavlm.porting.pretrained import open_weights
@@ -333,6 +338,63 @@ def read_aligner(folder: Path, data: bytes) -> None:
     assert AlignerSize.of_params(aligner) == (2, 3, 3, 4)
 
 
+def read_language_model(folder: Path, data: bytes) -> None:
+    """A file that is read is a sound model: each score is finite, and it is written and read back."""
+    (folder / "lm.arpa").write_bytes(data)
+    tables = read_arpa(folder / "lm.arpa")
+    model = NGramModel.of(tables)
+    words = [word for word in model.words if word not in (BEGIN, END)]
+    for sentence in ([], words[:50], words[:50][::-1], [*words[:3] * 4, "nonesuch"]):
+        assert -1e7 < model.score(sentence) < 1e6
+    write_arpa(folder / "again.arpa", tables)
+    again = read_arpa(folder / "again.arpa")
+    assert again.words == tables.words
+    assert all(np.array_equal(a.ids, b.ids) for a, b in zip(again.tables, tables.tables, strict=True))
+
+
+ARPA_PIECES = (
+    *TABLE_PIECES,
+    *(
+        b"<s>",
+        b"</s>",
+        b"<unk>",
+        b"<UNK>",
+        b"\\data\\",
+        b"\\end\\",
+        b"\\1-grams:",
+        b"\\2-grams:",
+        b"\\9-grams:",
+    ),
+    *(
+        b"ngram 1=9\n",
+        b"ngram 3=99999999\n",
+        b"-inf",
+        b"nan",
+        b"1e9",
+        b"-1e30",
+        b"-99",
+        b"\x1f\x8b",
+        b"\n" * 5000,
+    ),
+)
+
+
+def arpa_files(folder: Path) -> list[bytes]:
+    """Models of 1 to 3 words, whole and pruned, plain and packed; and with lines repeated and cut."""
+    for order in (1, 2, 3):
+        write_arpa(folder / f"{order}.arpa", random_model(order, order, vocabulary=4, contexts=0.6, ends=0.6))
+    plain = [file.read_bytes() for file in sorted(folder.iterdir())]
+    lines = plain[-1].splitlines(keepends=True)
+    rng = random.Random(0)
+    swapped = []
+    for _ in range(8):
+        moved = list(lines)
+        place = rng.randrange(len(lines))
+        moved.insert(rng.randrange(len(lines)), moved.pop(place) if rng.random() < 0.6 else moved[place])
+        swapped.append(b"".join(moved))
+    return [*plain * 4, *(gzip.compress(file) for file in plain), *swapped]
+
+
 @pytest.fixture(scope="module")
 def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
     reference = tiny_reference(
@@ -418,6 +480,9 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
         ),
         "aligner.safetensors": Target([(good / "aligner.safetensors").read_bytes()], read_aligner, quick=60),
         "pickle": Target(pickles, checkpoint_reader(config, "pytorch_model.bin")),
+        "lm.arpa": Target(
+            arpa_files(tmp_path_factory.mktemp("arpa")), read_language_model, ARPA_PIECES, quick=60
+        ),
     }
 
 
@@ -445,6 +510,7 @@ NAMES = (
     "safetensors",
     "aligner.safetensors",
     "pickle",
+    "lm.arpa",
 )
 
 

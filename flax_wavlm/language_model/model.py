@@ -19,9 +19,9 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from flax_wavlm.errors import UserError
+from flax_wavlm.language_model.compiled import VACANT, compiled, hash_table, slot
 from flax_wavlm.language_model.tables import BEGIN, END, UNKNOWN, NGramTables, Table
 
 EMPTY = 0  # the state in which nothing is known of what was said
@@ -36,49 +36,38 @@ class Automaton(NamedTuple):
     after: np.ndarray  # int32 [N], the state after the n-gram
     backoffs: np.ndarray  # float32 [S], natural logarithms
     shorter: np.ndarray  # int32 [S], the state of the longest shorter end of the n-gram
-    keys: np.ndarray  # int64 [a power of 2], a hash table: state * W + word, or -1
+    keys: np.ndarray  # int64, of a hash table: state * W + word
     places: np.ndarray  # int32, beside `keys`: the n-gram that the state's words and this word are
     words: int  # W
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _slot(keys: np.ndarray, key: int) -> Any:
-    """Where a key is in the hash table, or may be put."""
-    mask = len(keys) - 1
-    mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
-    slot = np.int64(mixed >> np.uint64(20)) & mask
-    while keys[slot] != key and keys[slot] != _NOWHERE:
-        slot = (slot + 1) & mask
-    return slot
-
-
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def advance(automaton: Automaton, state: int, word: int) -> tuple[float, int]:
     """The natural log-probability of a word (its place in the vocabulary), and the state after it."""
     total = 0.0
     while state != EMPTY:
-        slot = _slot(automaton.keys, state * automaton.words + word)
-        if automaton.keys[slot] != _NOWHERE:
-            found = automaton.places[slot]
+        at = slot(automaton.keys, state * automaton.words + word)
+        if automaton.keys[at] != VACANT:
+            found = automaton.places[at]
             return total + automaton.log_probs[found], automaton.after[found]
         total += automaton.backoffs[state]
         state = automaton.shorter[state]
     return total + automaton.log_probs[1 + word], automaton.after[1 + word]
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _find(automaton: Automaton, ngram: np.ndarray) -> Any:
     """The place of an n-gram; `_NOWHERE` where the model has none."""
     place = 1 + np.int64(ngram[0])
     for word in ngram[1:]:
-        slot = _slot(automaton.keys, place * automaton.words + word)
-        if automaton.keys[slot] == _NOWHERE:
+        at = slot(automaton.keys, place * automaton.words + word)
+        if automaton.keys[at] == VACANT:
             return _NOWHERE
-        place = np.int64(automaton.places[slot])
+        place = np.int64(automaton.places[at])
     return place
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _insert(automaton: Automaton, goes_on: np.ndarray, ids: np.ndarray, first: int) -> bool:
     """Enters the n-grams `ids` [N, n], n >= 2, which are numbered from `first`. Shorter ones are there.
 
@@ -94,8 +83,8 @@ def _insert(automaton: Automaton, goes_on: np.ndarray, ids: np.ndarray, first: i
         goes_on[context] = True
         if np.isnan(automaton.log_probs[first + i]):
             automaton.log_probs[first + i], _ = advance(automaton, context, word)
-        slot = _slot(automaton.keys, context * words + word)
-        automaton.keys[slot], automaton.places[slot] = context * words + word, first + i
+        at = slot(automaton.keys, context * words + word)
+        automaton.keys[at], automaton.places[at] = context * words + word, first + i
         for begin in range(1, length):
             found = _find(automaton, ids[i, begin:])
             if found != _NOWHERE:
@@ -167,8 +156,8 @@ def _automaton(model: NGramTables) -> Automaton | None:
             do="prune it",
         )
     firsts = [1, *(1 + np.cumsum(sizes)).tolist()]
-    keys = np.full(1 << int(2 * sum(sizes[1:]) + 2).bit_length(), _NOWHERE, np.int64)
-    places, whole = np.zeros(len(keys), np.int32), np.arange(firsts[-1], dtype=np.int32)
+    keys, places = hash_table(sum(sizes[1:]))
+    whole = np.arange(firsts[-1], dtype=np.int32)
     automaton = Automaton(
         _natural([table.log10_probs for table in model.tables]),
         whole,
