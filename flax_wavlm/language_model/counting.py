@@ -74,6 +74,10 @@ def number_words(sentences: Iterable[Iterable[str]], *, min_count: int = 1) -> T
             next_check = 2 * len(ids)
     if not ids:
         raise UserError("the text has no words", expected="sentences, one a line", do="check the text")
+    if len(ids) > MOST_WORDS:
+        raise UserError(
+            f"the text has {len(ids):,} words", expected=f"at most {MOST_WORDS:,}", do="give less"
+        )
     return _without_rare(tuple(numbers), np.frombuffer(ids, np.int32), min_count)
 
 

@@ -171,9 +171,9 @@ def _decoded(line: bytes, where: str) -> str:
         raise UserError(problem, where=where, expected=expected, do=do) from None
     if "\0" in text:
         raise UserError("there is a byte 0", where=where, expected=expected, do="check the path")
-    if "<" in text and (marks := set(text.split()).intersection(_MARKS)):
+    if "<" in text and (marks := [word for word in text.split() if word.lower() in _MARKS]):
         raise UserError(
-            f"{shown(sorted(marks))} is among the words",
+            f"{shown(marks[0])} is among the words",
             where=where,
             expected=f"sentences without {BEGIN}, {END} and {UNKNOWN}, which the language model adds itself",
             do="remove it",

@@ -267,12 +267,16 @@ def test_settings_that_cannot_be() -> None:
         kneser_ney(text, 3, prune=[0, 0, 9])
 
 
-def test_texts_that_cannot_be() -> None:
+def test_texts_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     with refused("no words"):
         number_words([[], []])
     for mark in (BEGIN, END):
         with refused("is among the words"):
             number_words([["a"], ["a", mark]])
+    monkeypatch.setattr(counting, "MOST_WORDS", 10)
+    number_words([["a"] * 8])
+    with refused("the text has 11 words", expected="at most 10"):
+        number_words([["a"] * 9])
 
 
 def test_memory_is_asked_for_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,7 @@ def test_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (b"one\ntwo </s>\n", Parts("'</s>' is among the words", where="text:2$", expected="which the lang")),
         (b"<s> one", Parts("'<s>' is among", where="text:1$")),
         (b"one <unk>", Parts("'<unk>' is among", where="text:1$", do="remove it")),
+        (b"one <UNK>", Parts("'<UNK>' is among", where="text:1$")),  # an ARPA file's other spelling
         (b"\n\\data\\\nngram 1=3\n", Parts("is an ARPA file", where="text$", expected="a sentence a line")),
         (b"a " * LONGEST_LINE, Parts("more than 1,048,576 bytes", where="text:1$", expected="one a line")),
         (gzip.compress(b"a\0b" * 9999)[:40], Parts("is damaged or cut off", where="text$")),
