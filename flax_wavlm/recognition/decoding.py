@@ -34,6 +34,20 @@ class Hypothesis(NamedTuple):
 class Decoder(Protocol):
     """Log-probabilities and lengths in, hypotheses out."""
 
+    @property
+    def takes_long(self) -> bool:
+        """Whether `hypotheses` takes about as long as the model does. Then it is called in threads."""
+        ...
+
+    @property
+    def alternatives(self) -> int:
+        """How many alternatives a transcript has, the best one among them; 0: none, there is but one text."""
+        ...
+
+    def describe(self) -> str:
+        """How it decodes, in a few words for the log."""
+        ...
+
     def evidence(self, log_probs: Array, frame_lengths: Array) -> dict[str, Array]:
         """What the host needs of each frame, arrays [B, T, ...]; runs under jit.
 
@@ -52,9 +66,23 @@ class GreedyDecoder(NamedTuple):
     """The most probable label of every frame (best path decoding, Graves et al. 2006, section 3.2)."""
 
     blank_id: int
+    temperature: float = 1.0  # log-probabilities are divided by it before they are taken as confidences
+
+    @property
+    def takes_long(self) -> bool:
+        return False
+
+    @property
+    def alternatives(self) -> int:
+        return 0
+
+    def describe(self) -> str:
+        return "greedy"
 
     def evidence(self, log_probs: Array, frame_lengths: Array) -> dict[str, Array]:
-        """`path` [B, T] int32 and `log_prob` [B, T] float32, the label's."""
+        """`path` [B, T] int32 and `log_prob` [B, T] float32, the label's at the temperature."""
+        if self.temperature != 1.0:
+            log_probs = jax.nn.log_softmax(log_probs / self.temperature)
         return {"path": best_path(log_probs, frame_lengths), "log_prob": log_probs.max(axis=-1)}
 
     def hypotheses(self, evidence: Mapping[str, np.ndarray]) -> list[Hypothesis]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from flax_wavlm.data.batches import FILLER
 from flax_wavlm.data.clips import Clip, describe_skipped, usable_clips
 from flax_wavlm.data.corpora.utterance import Samples, Skipped, Utterance
 from flax_wavlm.data.preprocessor import Preprocessor
@@ -38,14 +41,17 @@ from flax_wavlm.recognition.aligner import (
     encoder_checksum,
     load_aligner,
 )
-from flax_wavlm.recognition.ctc_task import character_ctc
-from flax_wavlm.recognition.decoding import GreedyDecoder, every_posterior
+from flax_wavlm.recognition.alternatives import alternatives
+from flax_wavlm.recognition.beam_search.choice import Asked, choose_decoder
+from flax_wavlm.recognition.ctc_task import character_ctc, decoded_by
+from flax_wavlm.recognition.decoding import Decoder, GreedyDecoder, Hypothesis, every_posterior
 from flax_wavlm.recognition.emissions import Emissions, whole
 from flax_wavlm.recognition.evaluate import Evaluation, evaluate, make_eval_step
 from flax_wavlm.recognition.forward import ClipBatches, forward_with_features, jit_over_batches, run_over
 from flax_wavlm.recognition.memory import check_memory
 from flax_wavlm.recognition.recordings import (
     BUCKETS,
+    Ended,
     Evidence,
     Heard,
     Source,
@@ -55,7 +61,8 @@ from flax_wavlm.recognition.recordings import (
     stated_seconds,
 )
 from flax_wavlm.recognition.task import Batch, Task
-from flax_wavlm.recognition.transcript import TimedLabels, Transcript, in_sequence, spell
+from flax_wavlm.recognition.threads import Decoding, in_order
+from flax_wavlm.recognition.transcript import Alternative, TimedLabels, Transcript, in_sequence, spell
 from flax_wavlm.recognition.windows import UNKNOWN, Windowing
 
 log = logging.getLogger(__name__)
@@ -65,7 +72,13 @@ T = TypeVar("T")
 Evidences = Callable[..., tuple[Array, dict[str, Array]]]
 
 ALIGNER = "aligner"  # the name of an aligner's log-probabilities in the evidence of frames
-LANGUAGE_MODEL = ("alphabet.json", "language_model")  # files of pyctcdecode beside a tokenizer
+
+
+class Decoded(NamedTuple):
+    """What was said in a stretch of speech."""
+
+    labels: TimedLabels  # of the best hypothesis
+    hypotheses: list[Hypothesis]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +97,7 @@ class Recogniser:
     training_seconds: TrainingSeconds | None = None  # of the clips that it was trained on, where known
     temperature: float = 1.0  # logits are divided by it before posteriors are taken as confidences
     aligner: Params | None = None  # tells when labels were said, see `recognition.aligner`
+    chosen_decoder: Decoder | None = None  # None: greedy
 
     @classmethod
     def from_pretrained(
@@ -92,6 +106,11 @@ class Recogniser:
         *,
         dtype: str = "float32",
         text: Mapping[str, str | None] = MappingProxyType({}),
+        lm: str | Path | None = None,
+        beam: int | None = None,
+        alpha: float | None = None,
+        beta: float | None = None,
+        hotwords: Sequence[str] = (),
     ) -> Recogniser:
         """Loads a folder, file or hub id, in any format that `porting.pretrained.open_weights` reads.
 
@@ -99,10 +118,18 @@ class Recogniser:
             source: tokenizer and preprocessor files lie in the folder, or beside the file.
             dtype: the type of matrix products, "float32" or "bfloat16".
             text: fields of `TextRule` in place of the model's own; None, or absent: its own.
+            lm: the ARPA file of a language model; "none": none; None: the one in the model's folder, if any.
+            beam: hypotheses that a beam search keeps; None: 100 where there is a search.
+            alpha, beta: weights of the language model and of a word, see `BeamSettings`; None: those in the
+                model's folder for its own language model, else the defaults.
+            hotwords: words and phrases that are expected.
+        Without a language model, a beam and hot words, decoding is greedy.
+
         Raises:
-            UserError: the checkpoint has no CTC head, a file is missing or damaged, or head and tokenizer
-                are of different widths.
+            UserError: the checkpoint has no CTC head, a file is missing or damaged, head and tokenizer are of
+                different widths, or the language model or a hot word cannot be used.
         """
+        asked = Asked(lm, beam, alpha, beta, hotwords)
         weights = open_weights(source)
         if not weights.has_head:
             raise UserError(
@@ -129,8 +156,6 @@ class Recogniser:
         )
         log.info("text rule: %s", tokenizer.describe_rule())
         preprocessor = Preprocessor.from_pretrained(folder)
-        if beside := [name for name in LANGUAGE_MODEL if exists(folder / name)]:
-            log.info("%s: its n-gram decoder (%s) is not used: decoding is greedy", folder, ", ".join(beside))
         if tokenizer.blank_id != weights.config.pad_token_id:
             log.warning(
                 "%s: config.json's pad_token_id is %d, the tokenizer's %d: the latter is taken as the blank",
@@ -138,6 +163,7 @@ class Recogniser:
                 weights.config.pad_token_id,
                 tokenizer.blank_id,
             )
+        decoder = choose_decoder(asked, folder, tokenizer, temperature=extras.temperature)
         mesh = sharding.make_mesh()
         model = load_model(
             weights,
@@ -156,6 +182,7 @@ class Recogniser:
             extras.training_seconds,
             extras.temperature,
             None if aligner is None else jax.device_put(aligner, sharding.replicated(mesh)),
+            decoder,
         )
 
     @functools.cached_property
@@ -166,10 +193,10 @@ class Recogniser:
     def transcribe(
         self, clips: Sequence[np.ndarray], *, batch_size: int = 8, window: float = 0.0
     ) -> list[Transcript]:
-        """What each clip says, by greedy decoding, and when.
+        """What each clip says, and when.
 
-        A clip that is not longer than a window has the text that transformers' ASR pipeline gives for it
-        alone.
+        By greedy decoding, a clip that is not longer than a window has the text that transformers' ASR
+        pipeline gives for it alone.
 
         Args:
             clips: samples [N] of each, mono at 16 kHz: float32, or int16 of full scale 32768.
@@ -242,24 +269,34 @@ class Recogniser:
                 self.source,
                 ALIGNER_FILE,
             )
+        if self.chosen_decoder is not None:
+            log.info("decoding: %s", self.decoder.describe())
         windowing = self.windowing(settings.pop("window", 0.0), at_pauses=settings.pop("at_pauses", True))
         decoded = functools.partial(self._decoded, frame_seconds=windowing.hop / SAMPLE_RATE)
-        heard = self._heard(sources, windowing, self._for_decoder, decoded, times=times, **settings)
+        decoding: Decoding[Decoded] = Decoding(decoded, in_threads=self.decoder.takes_long)
+        heard = self._heard(sources, windowing, self._for_decoder, decoding, times=times, **settings)
 
         def spelled() -> Iterator[Transcript]:
             notes = []
-            for source, stretches, ended in heard:
-                if ended.error is not None:
-                    yield Transcript(source.name, error=ended.error)
-                    continue
-                if ended.note:
-                    notes.append(Skipped(str(source.name), ended.note))
-                said = spell(self.tokenizer, in_sequence(self.tokenizer, stretches))
-                yield Transcript(source.name, duration=ended.seconds, **said._asdict())
+            with decoding:
+                for source, stretches, ended in in_order(heard, _is_decoded):
+                    if ended.note and ended.error is None:
+                        notes.append(Skipped(str(source.name), ended.note))
+                    yield self._spelled(source, [stretch.result() for stretch in stretches], ended)
             if notes:
                 log.warning("%s", describe_skipped(notes, verb="decided for"))
 
         return spelled()
+
+    def _spelled(self, source: Source, stretches: list[Decoded], ended: Ended) -> Transcript:
+        """The transcript of a recording, from what was said in its stretches."""
+        if ended.error is not None:
+            return Transcript(source.name, error=ended.error)
+        said = spell(self.tokenizer, in_sequence(self.tokenizer, [stretch.labels for stretch in stretches]))
+        others: tuple[Alternative, ...] = ()
+        if most := self.decoder.alternatives:
+            others = alternatives(self.tokenizer, [stretch.hypotheses for stretch in stretches], most)
+        return Transcript(source.name, duration=ended.seconds, alternatives=others, **said._asdict())
 
     def emissions(self, source: str | Path | Samples, **settings: Any) -> Emissions:
         """What the model says of each frame of a recording of any length: an audio file, or samples.
@@ -375,21 +412,26 @@ class Recogniser:
         return heard()
 
     @functools.cached_property
-    def decoder(self) -> GreedyDecoder:
+    def decoder(self) -> Decoder:
         """Turns what the model says of frames into labels."""
-        return GreedyDecoder(self.tokenizer.blank_id)
+        return self.chosen_decoder or GreedyDecoder(self.tokenizer.blank_id, self.temperature)
 
-    def _decoded(self, first: int, evidence: Evidence, *, frame_seconds: float) -> TimedLabels:
+    def with_decoder(self, decoder: Decoder | None) -> Recogniser:
+        """The same model with another decoder; None: the greedy one."""
+        return dataclasses.replace(self, chosen_decoder=decoder)
+
+    def _decoded(self, first: int, evidence: Evidence, *, frame_seconds: float) -> Decoded:
         """What was said in a stretch that begins with the recording's frame `first`, and when."""
-        best = self.decoder.hypotheses(evidence)[0]
+        found = self.decoder.hypotheses(evidence)
+        best = found[0]
         times = best.frames * frame_seconds
         if ALIGNER in evidence and len(best.ids):
             delimiter = self.tokenizer.delimiter_id
             times = aligned_times(
-                best.ids, evidence[ALIGNER], self.decoder.blank_id, delimiter, frame_seconds
+                best.ids, evidence[ALIGNER], self.tokenizer.blank_id, delimiter, frame_seconds
             )
         weights = best.frames[:, 1] - best.frames[:, 0]
-        return TimedLabels(best.ids, first * frame_seconds + times, best.confidences, weights)
+        return Decoded(TimedLabels(best.ids, first * frame_seconds + times, best.confidences, weights), found)
 
     def evaluate(
         self,
@@ -413,6 +455,26 @@ class Recogniser:
         Raises:
             UserError: no utterance can be used, or the batch size does not suit the devices or their memory.
         """
+        clips, skipped = self.clips(utterances, unusable, name=name, batch_size=batch_size, channel=channel)
+        log.info("decoding: %s", self.decoder.describe())
+        task = self.task
+        if self.chosen_decoder is not None:
+            task = decoded_by(self.chosen_decoder, task, self.tokenizer)
+        eval_step = make_eval_step(task, self.config, self.mesh)
+        batches = self._batches(clips, batch_size)
+        result = evaluate(task, eval_step, self.params, batches, self.mesh)
+        return result._replace(figures={**result.figures, "skipped": len(unusable) + len(skipped)})
+
+    def clips(
+        self,
+        utterances: Sequence[Utterance],
+        unusable: Sequence[Skipped] = (),
+        *,
+        name: str,
+        batch_size: int = 8,
+        channel: str = "auto",
+    ) -> tuple[list[Clip], list[Skipped]]:
+        """A split's clips, and the utterances that cannot be used. Arguments and errors: as `evaluate`."""
         sharding.check_batch_size("batch_size", batch_size, self.mesh)
         if unusable:
             log.warning("%s: %s", name, describe_skipped(unusable))
@@ -426,10 +488,25 @@ class Recogniser:
         )
         hours = sum(len(clip.samples) for clip in clips) / SAMPLE_RATE / 3600
         log.info("%s: %d clips, %.2f hours", name, len(clips), hours)
-        eval_step = make_eval_step(self.task, self.config, self.mesh)
+        return clips, skipped
+
+    def log_probs(self, clips: Sequence[Clip], *, batch_size: int = 8) -> list[np.ndarray]:
+        """What the model says of each clip, in their order: float32 [T, V] of its own frames, all in memory.
+
+        They are the model's own log-probabilities, whatever its temperature. UserError as `evaluate`.
+        """
+        found: dict[int, np.ndarray] = {}
+        function, params = self._evidence(every_posterior), (self.params, None)
         batches = self._batches(clips, batch_size)
-        result = evaluate(self.task, eval_step, self.params, batches, self.mesh)
-        return result._replace(figures={**result.figures, "skipped": len(unusable) + len(skipped)})
+        results: Iterator[Any] = run_over(function, params, batches, self.mesh, field="batch_size")
+        with bar("clips heard", len(clips)) as shown:
+            for rows, evidence in results:
+                for row in np.flatnonzero(rows != FILLER):
+                    clip = int(rows[row])
+                    frames = int(self.config.frame_count(len(clips[clip].samples)))
+                    found[clip] = evidence["log_probs"][row, :frames].copy()
+                    shown.advance()
+        return [found[clip] for clip in range(len(clips))]
 
     def _batches(self, clips: Sequence[Clip], batch_size: int) -> ClipBatches:
         return ClipBatches(clips, batch_size, BUCKETS, do_normalize=self.preprocessor.do_normalize)
@@ -440,22 +517,29 @@ class Recogniser:
 
     @functools.cached_property
     def _for_alignment(self) -> Evidences:
-        return self._evidence(every_posterior)
+        return self._evidence(every_posterior, self.temperature)
 
-    def _evidence(self, of_frames: Callable[[Array, Array], dict[str, Array]]) -> Evidences:
+    def _evidence(
+        self, of_frames: Callable[[Array, Array], dict[str, Array]], temperature: float = 1.0
+    ) -> Evidences:
         """The jitted function (params, batch) -> window [B], what a decoder needs of its frames.
 
         `params` are the model's and the aligner's. Where there is an aligner, its log-probabilities are among
-        the evidence, as `ALIGNER`.
+        the evidence, as `ALIGNER`. A decoder has the model's own log-probabilities, an alignment those at the
+        temperature.
         """
         forward = forward_with_features(self.task, self.config)
 
         def evidence(params: tuple[Params, Params | None], batch: Batch) -> tuple[Array, dict[str, Array]]:
             model, aligner = params
             logits, frame_lengths, features = forward(model, batch)
-            found = of_frames(jax.nn.log_softmax(logits / self.temperature), frame_lengths)
+            found = of_frames(jax.nn.log_softmax(logits / temperature), frame_lengths)
             if aligner is not None:
                 found |= {ALIGNER: aligner_log_probs(aligner, features, frame_lengths)}
             return batch["clip"], found
 
         return jit_over_batches(evidence, self.mesh)
+
+
+def _is_decoded(heard: Heard[Future[Decoded]]) -> bool:
+    return all(stretch.done() for stretch in heard.stretches)

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -38,6 +39,7 @@ class BeamDecoder:
         model: the language model; None: there is none.
         fusion: what prefixes are judged by.
         temperature: log-probabilities are divided by it before posteriors are taken as confidences.
+        lm_name: what the log calls the language model.
     """
 
     tokenizer: CTCTokenizer
@@ -45,6 +47,23 @@ class BeamDecoder:
     model: NGramModel | None
     fusion: Fusion
     temperature: float = 1.0
+    lm_name: str = "the language model"
+
+    @property
+    def takes_long(self) -> bool:
+        return True
+
+    @property
+    def alternatives(self) -> int:
+        return self.settings.alternatives
+
+    def describe(self) -> str:
+        """E.g. "beam 100, lm.arpa, alpha 0.5, beta 1.5"."""
+        settings = self.settings
+        weights = "no language model"
+        if self.model is not None:
+            weights = f"{Path(self.lm_name).name}, alpha {settings.alpha:g}, beta {settings.beta:g}"
+        return f"beam {settings.beam}, {weights}"
 
     @classmethod
     def of(
@@ -84,7 +103,7 @@ class BeamDecoder:
             lexicon,
             hotwords_of(spelt, kinds, tokenizer.delimiter_id) if spelt else None,
         )
-        decoder = cls(tokenizer, settings, model, fusion, temperature)
+        decoder = cls(tokenizer, settings, model, fusion, temperature, lm_name)
         return decoder.with_settings(settings)
 
     def with_settings(self, settings: BeamSettings) -> BeamDecoder:

@@ -68,13 +68,13 @@ def _chosen(scores: np.ndarray, lowest: float, beam: int, chosen: np.ndarray) ->
     if count <= beam:
         return count
     last = np.partition(scores[chosen[:count]], count - beam)[count - beam]
-    above = 0
+    equals = beam  # of those that are equal to the last one, so many are kept: the first
     for i in chosen[:count]:
-        above += scores[i] > last
+        equals -= scores[i] > last
     kept = 0
-    for i in chosen[:count]:  # of equal ones, the first
-        if scores[i] > last or above < beam:
-            above += scores[i] == last
+    for i in chosen[:count]:
+        if scores[i] > last or (scores[i] == last and equals > 0):
+            equals -= scores[i] == last
             chosen[kept] = i
             kept += 1
     return kept
