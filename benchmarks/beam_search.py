@@ -9,9 +9,9 @@ there are cores. `--early` is a checkpoint that makes more errors: its outputs l
 `--theirs` names a decoder of `beam_search_side.py` and the Python of the environment that it is installed in.
 
 All decoders have the same language model, weights, beam and thresholds, as far as they know them. Their
-hypotheses are judged by one definition: the probability of a text is the sum over all label paths that read as
-it, computed frame by frame without pruning, plus the weighted language model and the words' bonus. A second of
-audio is 50 frames.
+hypotheses are judged by one definition: the log-probability of a text, the sum over all label paths that read
+as it, computed without pruning, plus the weighted language model and the words' bonus. A second of audio is
+50 frames.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import inference
 import numpy as np
 import pairs
 import workload
@@ -54,13 +53,21 @@ class Heard(NamedTuple):
     greedy: list[str]
 
 
-class Model:
-    """A process that hears."""
+class Ours:
+    """A process that hears and then decodes, on some threads."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, lm: Path, threads: int):
+        from flax_wavlm.recognition.beam_search.decoder import BeamDecoder
         from flax_wavlm.recognition.recogniser import Recogniser
 
         self.recogniser = Recogniser.from_pretrained(folder)
+        self.tokenizer = self.recogniser.tokenizer
+        self.decoders = {
+            with_lm: BeamDecoder.of(self.tokenizer, read_arpa(lm) if with_lm else None)
+            for with_lm in (True, False)
+        }
+        self.decoder = self.decoders[True]
+        self.pool = ThreadPoolExecutor(threads)
 
     def hear(self, speech: Path | None, count: int) -> Heard:
         """Clips of the corpus's test split; without one, stretches of a signal."""
@@ -71,7 +78,7 @@ class Model:
         from flax_wavlm.recognition.forward import ClipBatches, forward_pass, jit_over_batches, run_over
         from flax_wavlm.recognition.recogniser import BUCKETS
 
-        model = self.recogniser
+        model, tokenizer = self.recogniser, self.tokenizer
         clips = random_clips(model, count) if speech is None else corpus_clips(model, speech, "test")[:count]
         forward = forward_pass(model.task, model.config)
 
@@ -86,22 +93,23 @@ class Model:
         ):
             for row in np.flatnonzero(valid):
                 found[int(places[row])] = np.array(log_probs[row, : lengths[row]])
-        heard = [found[i] for i in range(len(clips))]
-        blank, tokenizer = model.tokenizer.blank_id, model.tokenizer
+        heard, blank = [found[i] for i in range(len(clips))], tokenizer.blank_id
+        if speech is None:  # random weights say <s> and the like, which no text has
+            for log_probs in heard:
+                log_probs[:, sorted(tokenizer.special_ids - {blank})] = -30.0
+        self.evidence = [{"log_probs": one} for one in heard]
         greedy = [tokenizer.decode(collapse(one.argmax(axis=1), blank), collapsed=True) for one in heard]
         return Heard(heard, [clip.text for clip in clips], greedy)
 
+    def labels(self) -> list[str]:
+        return [self.tokenizer.token(label) for label in range(self.tokenizer.size)]
 
-class Ours:
-    """A process that decodes on some threads."""
+    def blank_and_delimiter(self) -> tuple[int, int]:
+        return self.tokenizer.blank_id, self.tokenizer.delimiter_id
 
-    def __init__(self, folder: Path, lm: Path | None, settings: BeamSettings, heard: Heard, threads: int):
-        from flax_wavlm.recognition.beam_search.decoder import BeamDecoder
-
-        self.tokenizer = tokenizer_of(folder)
-        self.decoder = BeamDecoder.of(self.tokenizer, None if lm is None else read_arpa(lm), settings)
-        self.evidence = [{"log_probs": one} for one in heard.log_probs]
-        self.pool = ThreadPoolExecutor(threads)
+    def use(self, settings: BeamSettings, *, with_lm: bool = True) -> None:
+        """From now on."""
+        self.decoder = self.decoders[with_lm].with_settings(settings)
 
     def block(self) -> float:
         start = time.perf_counter()
@@ -145,14 +153,6 @@ class Theirs:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
-
-
-def tokenizer_of(folder: Path) -> Any:
-    from flax_wavlm.data.tokenizer import CTCTokenizer
-    from flax_wavlm.porting.extras import read_extras
-
-    extras = read_extras(folder)
-    return CTCTokenizer.from_pretrained(folder, rule=extras.text, follows=extras.follows_vocabulary)
 
 
 # --- The definition -----------------------------------------------------------------------------------------
@@ -246,11 +246,10 @@ def same_or_better(ours: list[list[float]], theirs: list[list[float]], ranks: in
 # --- Measuring ----------------------------------------------------------------------------------------------
 
 
-class Set(NamedTuple):
-    """A model's outputs, how they are decoded, and the times real time that are aimed at."""
+class Way(NamedTuple):
+    """How a model's outputs are decoded, and the times real time that are aimed at."""
 
     name: str
-    folder: Path
     settings: BeamSettings
     target: float | None
 
@@ -261,97 +260,94 @@ def word_errors(references: Sequence[str], texts: Sequence[Sequence[str]]) -> fl
     return error_rates(references, [" ".join(some[0].split()) if some else "" for some in texts])["wer"]
 
 
-def measure(options: argparse.Namespace, one: Set, heard: Heard, scratch: Path) -> list[dict[str, Any]]:
-    tokenizer, lm = tokenizer_of(one.folder), options.lm
-    frames = sum(map(len, heard.log_probs))
-    audio = frames / FRAMES_A_SECOND
-    details = {
-        "clips": len(heard.log_probs),
-        "audio_seconds": audio,
-        "labels": tokenizer.size,
-        "threads": options.cores,
-        "settings": {field: str(value) for field, value in dataclasses.asdict(one.settings).items()},
-    }
-    judge = Judge(
-        NGramModel.of(read_arpa(lm)),
-        one.settings,
-        tokenizer.tokens,
-        tokenizer.blank_id,
-        tokenizer.delimiter_id,
-    )
-    job = dataclasses.asdict(one.settings) | {
-        "labels": [tokenizer.token(label) for label in range(tokenizer.size)],
-        "blank": tokenizer.blank_id,
-        "delimiter": tokenizer.delimiter_id,
-        "lm": str(lm),
-        "words": [word for word in judge.model.words if word not in (BEGIN, END, UNKNOWN)],
-    }
-    file = scratch / "job.npz"
-    np.savez(
-        file,
-        log_probs=np.concatenate(heard.log_probs),
-        lengths=np.array([len(log_probs) for log_probs in heard.log_probs]),
-        job=json.dumps(job),
-    )
+def measure(
+    options: argparse.Namespace, ways: Sequence[Way], folder: Path, scratch: Path
+) -> list[dict[str, Any]]:
     rows = []
-    makers = {
-        "ours": lambda: Worker("beam_search:Ours", one.folder, lm, one.settings, heard, options.cores),
-        "alone": lambda: Worker("beam_search:Ours", one.folder, None, one.settings, heard, options.cores),
-    }
-    with pairs.workers(**makers) as [ours, alone]:
-        ours("block")
-        seconds = min(ours("block") for _ in range(options.blocks))
-        found = {"ours": ours("texts"), "alone": alone("texts"), "greedy": [[text] for text in heard.greedy]}
-        scores = judge.scores(heard, found["ours"])
-        for log_probs, texts, ctc in zip(heard.log_probs, found["ours"], ours("ctc_scores"), strict=True):
-            spelt = [[judge.ids[letter] for letter in word] for word in texts[0].split()]
-            assert ctc <= text_log_prob(log_probs, spelt, judge.blank, judge.delimiter) + SAME
-        rows.append(
-            pairs.row(f"{one.name}: speed", "x real time", audio / seconds, at_least=one.target, **details)
-        )
-        rows.append(pairs.row(f"{one.name}: hypotheses after a frame", "on average", ours("live")))
-        for name, python in options.theirs.items():
-            theirs = Theirs(name, python, file, options.cores)
-            versions = theirs("ready")
-            timed = pairs.alternate(lambda: ours("block"), lambda: theirs("block"), options.blocks)  # noqa: B023
-            found[name] = theirs("texts")
-            theirs.close()
-            others = judge.scores(heard, found[name])
-            rows.append(
-                pairs.row(
-                    f"{one.name}: time, vs {name}",
-                    "s",
-                    timed.ours.median,
-                    theirs=timed.theirs.median,
-                    ratio=timed.ratio,
-                    versions=versions,
-                    **details,
-                )
-            )
-            for job_name, ranks in (("best hypothesis", 1), ("each of the best five", 5)):
-                rows.append(
-                    pairs.row(
-                        f"{one.name}: {job_name} scores {name}'s or more",
-                        "of all",
-                        same_or_better(scores, others, ranks),
-                        theirs=same_or_better(others, scores, ranks),
-                    )
-                )
-    errors = {name: word_errors(heard.references, texts) for name, texts in found.items()}
-    for name, rate in errors.items():
-        rows.append(pairs.row(f"{one.name}: {ROWS_OF_WER.get(name, name)}", "WER", rate, **details))
+    with pairs.workers(ours=lambda: Worker("beam_search:Ours", folder, options.lm, options.cores)) as [ours]:
+        heard: Heard = ours("hear", options.speech, options.clips)
+        for way in ways:
+            rows += measure_way(options, way, ours, heard, scratch)
     return rows
 
 
-def sets_of(options: argparse.Namespace) -> list[Set]:
-    default = BeamSettings(alpha=options.alpha, beta=options.beta)
-    unpruned = dataclasses.replace(default, token_threshold=-math.inf)
-    full = not options.rehearse
-    return [
-        Set("demo", options.model, default, DEFAULT if full else None),
-        Set("early checkpoint", options.early, default, None),
-        Set("early checkpoint, no label pruned", options.early, unpruned, UNPRUNED if full else None),
+def measure_way(
+    options: argparse.Namespace, way: Way, ours: Worker, heard: Heard, scratch: Path
+) -> list[dict[str, Any]]:
+    blank, delimiter = ours("blank_and_delimiter")
+    labels = ours("labels")
+    ids = {label: place for place, label in enumerate(labels)}
+    judge = Judge(NGramModel.of(read_arpa(options.lm)), way.settings, ids, blank, delimiter)
+    audio = sum(map(len, heard.log_probs)) / FRAMES_A_SECOND
+    details = {
+        "clips": len(heard.log_probs),
+        "audio_seconds": audio,
+        "labels": len(labels),
+        "threads": options.cores,
+        "settings": {field: str(value) for field, value in dataclasses.asdict(way.settings).items()},
+    }
+    ours("use", way.settings, with_lm=False)
+    found = {"greedy": [[text] for text in heard.greedy], "alone": ours("texts")}
+    ours("use", way.settings)
+    found["ours"] = ours("texts")
+    seconds = pairs.Spread.of([ours("block") for _ in range(options.blocks)]).median
+    check(heard, found["ours"], ours("ctc_scores"), judge)
+    rows = [
+        pairs.row(f"{way.name}: speed", "x real time", audio / seconds, at_least=way.target, **details),
+        pairs.row(f"{way.name}: hypotheses after a frame", "on average", ours("live")),
     ]
+    scores = judge.scores(heard, found["ours"])
+    file = job_file(scratch / "job.npz", options.lm, heard, labels, judge)
+    for name, python in options.theirs.items():
+        theirs = Theirs(name, python, file, options.cores)
+        versions = theirs("ready")
+        timed = pairs.alternate(lambda: ours("block"), lambda: theirs("block"), options.blocks)  # noqa: B023
+        found[name] = theirs("texts")
+        theirs.close()
+        rows += against(f"{way.name}: ", name, timed, scores, judge.scores(heard, found[name]))
+        rows[-1]["versions"] = versions
+    for name, texts in found.items():
+        rate = word_errors(heard.references, texts)
+        rows.append(pairs.row(f"{way.name}: {ROWS_OF_WER.get(name, name)}", "WER", rate, **details))
+    return rows
+
+
+def against(
+    begin: str, name: str, timed: pairs.Pairs, scores: list[list[float]], others: list[list[float]]
+) -> list[dict[str, Any]]:
+    """Rows of the time and the quality of the hypotheses."""
+    rows = [
+        pairs.row(
+            f"{begin}{job} scores at least as well, vs {name}",
+            "of all",
+            same_or_better(scores, others, ranks),
+            theirs=same_or_better(others, scores, ranks),
+        )
+        for job, ranks in (("the best hypothesis", 1), ("each of the best five", 5))
+    ]
+    ours, theirs = timed.ours.median, timed.theirs.median
+    return [*rows, pairs.row(f"{begin}time, vs {name}", "s", ours, theirs=theirs, ratio=timed.ratio)]
+
+
+def job_file(path: Path, lm: Path, heard: Heard, labels: list[str], judge: Judge) -> Path:
+    """What `beam_search_side.py` reads."""
+    job = dataclasses.asdict(judge.settings) | {
+        "labels": labels,
+        "blank": judge.blank,
+        "delimiter": judge.delimiter,
+        "lm": str(lm),
+        "words": [word for word in judge.model.words if word not in (BEGIN, END, UNKNOWN)],
+    }
+    lengths = np.array([len(log_probs) for log_probs in heard.log_probs])
+    np.savez(path, log_probs=np.concatenate(heard.log_probs), lengths=lengths, job=json.dumps(job))
+    return path
+
+
+def check(heard: Heard, texts: Sequence[Sequence[str]], ctc: Sequence[float], judge: Judge) -> None:
+    """No sum over some paths is more than the sum over all."""
+    for log_probs, some, found in zip(heard.log_probs, texts, ctc, strict=True):
+        spelt = [[judge.ids[letter] for letter in word] for word in some[0].split()]
+        assert found <= text_log_prob(log_probs, spelt, judge.blank, judge.delimiter) + SAME
 
 
 def tiny_language_model(path: Path) -> Path:
@@ -393,26 +389,31 @@ def main() -> None:
     if not options.rehearse and not (options.model and options.lm and options.speech):
         parser.error("--model, --lm and --speech are needed")
     pairs.prepare(options)
-    rows = []
+    full = not options.rehearse
+    default = BeamSettings(alpha=options.alpha, beta=options.beta)
+    unpruned = dataclasses.replace(default, token_threshold=-math.inf)
+    demo = [Way("demo", default, DEFAULT if full else None)]
+    early = [
+        Way("early checkpoint", default, None),
+        Way("early checkpoint, no label pruned", unpruned, UNPRUNED if full else None),
+    ]
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
-        if options.rehearse:
+        if not full:
             options.clips, options.blocks = 4, 1
             options.lm = options.lm or tiny_language_model(scratch / "lm.arpa")
-            if options.model is None:
-                options.model = scratch / "model"
-                Worker("inference:save_model", options.model, workload.settings("tiny")).close()
-        options.early = options.early or options.model
-        heard: dict[Path, Heard] = {}
-        for one in sets_of(options):
-            if one.folder not in heard:
-                with pairs.workers(model=lambda: Worker("beam_search:Model", one.folder)) as [model]:  # noqa: B023
-                    heard[one.folder] = model("hear", options.speech, options.clips)
-            rows += measure(options, one, heard[one.folder], scratch)
+            options.model = options.model or scratch / "model"
+        if options.model == scratch / "model":
+            Worker("inference:save_model", options.model, workload.settings("tiny")).close()
+        if options.early is None:
+            rows = measure(options, [*demo, *early], options.model, scratch)
+        else:
+            rows = measure(options, demo, options.model, scratch)
+            rows += measure(options, early, options.early, scratch)
     with_lm = next(row for row in rows if row["job"] == f"early checkpoint: {ROWS_OF_WER['ours']}")
     greedy = next(row for row in rows if row["job"] == f"early checkpoint: {ROWS_OF_WER['greedy']}")
     share = with_lm["ours"] / max(greedy["ours"], 1e-9)
-    target = {} if options.rehearse else {"at_most": WER_SHARE}
+    target = {"at_most": WER_SHARE} if full else {}
     rows.append(pairs.row("early checkpoint: WER with a language model", "of greedy's", share, **target))
     pairs.write(options, ran, options.device, rows)
 

@@ -1,7 +1,7 @@
 """pyctcdecode and flashlight for `beam_search.py`, in a Python of their own. They need no package of ours.
 
     python -m venv theirs
-    theirs/bin/pip install kenlm==0.3.0 pyctcdecode==0.5.0 "numpy==1.26.*"     # and, for the other, flashlight-text
+    theirs/bin/pip install kenlm==0.3.0 pyctcdecode==0.5.0 "numpy==1.26.*"   # or kenlm flashlight-text numpy
 
 The process reads commands from its standard input, a line each, and answers each with a line of JSON:
 
@@ -29,7 +29,7 @@ clips: list[np.ndarray]
 
 
 def by_pyctcdecode(job: dict[str, Any]) -> Decode:
-    """The same score, thresholds and beam as ours: this library's score is the one that ours has taken over."""
+    """The same score, thresholds and beam as ours."""
     from pyctcdecode import build_ctcdecoder
 
     labels = list(job["labels"])
@@ -59,7 +59,8 @@ def by_pyctcdecode(job: dict[str, Any]) -> Decode:
 def by_flashlight(job: dict[str, Any]) -> Decode:
     """Its decoder with a lexicon, as torchaudio has it: words that the model lacks cannot be said.
 
-    It knows no least probability of a label. Words end in a delimiter, so a frame that is one stands at the end.
+    It knows no least probability of a label. Words end in a delimiter, so one more frame, a delimiter, is put
+    at the end.
     """
     from flashlight.lib.text.decoder import (
         CriterionType,
