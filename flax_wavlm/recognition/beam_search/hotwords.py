@@ -63,10 +63,7 @@ def spelt_hotwords(tokenizer: CTCTokenizer, hotwords: Sequence[str], kinds: np.n
         raise UserError(
             f"the model's vocabulary cannot spell {some([shown(word) for word in lacking])}",
             field="hotwords",
-            found=f"{some([shown(letter) for letter in letters])}, which it lacks"
-            if letters
-            else "no letter",
-            expected="words in the letters of the vocabulary",
+            expected=f"no word with {some([shown(letter) for letter in letters])}" if letters else "letters",
             do="write them as the model's transcripts would, or leave them out",
         )
     return spelt
