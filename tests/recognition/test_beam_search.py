@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from flax_wavlm.data.tokenizer import CTCTokenizer
+from flax_wavlm.errors import UserError
 from flax_wavlm.language_model.model import NGramModel
 from flax_wavlm.language_model.tables import NGramTables, Table
 from flax_wavlm.recognition.beam_search.decoder import BeamDecoder
