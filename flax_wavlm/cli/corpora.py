@@ -1,4 +1,4 @@
-"""The flags that say which corpus is read: of `evaluate`, `fit-aligner` and `tune-lm`."""
+"""The flags that say which corpus is read: of `evaluate`, `fit-aligner`, `train-lm` and `tune-lm`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,15 @@ if TYPE_CHECKING:
     from flax_wavlm.data.corpora.utterance import Skipped, Utterance
 
 
-def define_corpus_flags(values: flags.FlagValues, *, split: str, split_help: str) -> None:
-    """Defines the flags; `split` is the default of --split. `corpus_of` takes their values."""
+def define_corpus_flags(values: flags.FlagValues, *, split: str, split_help: str, audio: bool = True) -> None:
+    """Defines the flags; `corpus_of` takes their values.
+
+    Args:
+        values: where they are defined.
+        split: the default of --split.
+        split_help: what it is for.
+        audio: False: the text alone is read, so there is no --channel.
+    """
     flags.DEFINE_string("corpus", None, f"One of {', '.join(CORPORA)}.", values)
     flags.DEFINE_string("data", "", "The corpus's folder, or the data set's hub id.", values)
     flags.DEFINE_string("split", split, split_help, values)
@@ -22,7 +29,8 @@ def define_corpus_flags(values: flags.FlagValues, *, split: str, split_help: str
     flags.DEFINE_string("audio_column", "", "hub: the column of the audio; empty: found.", values)
     flags.DEFINE_string("text_column", "", "hub: the column of the text; empty: found.", values)
     flags.DEFINE_string("hub_config", None, "hub: the data set's configuration.", values)
-    flags.DEFINE_string("channel", "auto", CHANNEL_HELP, values)
+    if audio:
+        flags.DEFINE_string("channel", "auto", CHANNEL_HELP, values)
 
 
 def corpus_of(values: Any) -> tuple[list[Utterance], list[Skipped]]:
