@@ -50,6 +50,8 @@ from flax_wavlm.porting.extras import Extras, read_extras, write_extras
 from flax_wavlm.porting.pretrained import open_weights
 from flax_wavlm.recognition.align import align_text
 from flax_wavlm.recognition.aligner import Aligner, AlignerSize, Fitting, load_aligner, save_aligner
+from flax_wavlm.recognition.beam_search.choice import read_hotwords
+from flax_wavlm.recognition.beam_search.folder import alphabet, folder_lm
 from flax_wavlm.recognition.emissions import Emissions
 from flax_wavlm.recognition.known_text import known_text, read_text
 from flax_wavlm.recognition.segment_folder import Cutting, announce_finished
@@ -341,6 +343,27 @@ def read_aligner(folder: Path, data: bytes) -> None:
     assert AlignerSize.of_params(aligner) == (2, 3, 3, 4)
 
 
+LM_ATTRIBUTES = b'{"alpha": 0.5, "beta": 1.5, "unk_score_offset": -10.0, "score_boundary": true}'
+LM_LETTERS = CTCTokenizer.from_texts(["abc"])
+LM_ALPHABET = json.dumps({"labels": alphabet(LM_LETTERS), "is_bpe": False}).encode()
+HOT_WORDS = "one\nNew York\n\ncaf\u00e9\n".encode()
+LM_PIECES = (*JSON_PIECES, b'"alpha"', b'"labels"', b'"score_boundary"', b"[UNK]", b'" "', b'""', b"-10.0")
+
+
+def lm_folder_reader(name: str) -> Callable[[Path, bytes], Any]:
+    """Reads the files beside a language model, of which this one is damaged."""
+
+    def read(folder: Path, data: bytes) -> None:
+        (folder / "language_model").mkdir(exist_ok=True)
+        (folder / "language_model" / "lm.arpa").touch()
+        (folder / name).write_bytes(data)
+        found = folder_lm(folder, LM_LETTERS)
+        assert found is not None
+        assert np.isfinite([found.settings.alpha, found.settings.beta, found.settings.unknown_offset]).all()
+
+    return read
+
+
 def read_language_model(folder: Path, data: bytes) -> None:
     """A file that is read is a sound model: each score is finite, and it is written and read back."""
     (folder / "lm.arpa").write_bytes(data)
@@ -498,6 +521,9 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
         ),
         "aligner.safetensors": Target([(good / "aligner.safetensors").read_bytes()], read_aligner, quick=60),
         "pickle": Target(pickles, checkpoint_reader(config, "pytorch_model.bin")),
+        "attrs.json": Target([LM_ATTRIBUTES], lm_folder_reader("language_model/attrs.json"), LM_PIECES, 60),
+        "alphabet.json": Target([LM_ALPHABET], lm_folder_reader("alphabet.json"), LM_PIECES, 60),
+        "hot words": Target([HOT_WORDS], written("words.txt", read_hotwords), TABLE_PIECES, quick=60),
         "lm.arpa": Target(
             arpa_files(tmp_path_factory.mktemp("arpa")), read_language_model, ARPA_PIECES, quick=60
         ),
@@ -529,6 +555,9 @@ NAMES = (
     "safetensors",
     "aligner.safetensors",
     "pickle",
+    "attrs.json",
+    "alphabet.json",
+    "hot words",
     "lm.arpa",
 )
 

@@ -48,17 +48,6 @@ def parse_flags(command: Command, given: Sequence[str]) -> Parsed:
     return Parsed(values, arguments)
 
 
-# How the library names what the flags of a corpus set.
-CORPUS_FIELDS = {
-    "data.corpus": "--corpus",
-    "data.path": "--data",
-    "data.held_out_speakers": "--held_out_speakers",
-    "data.audio_column": "--audio_column",
-    "data.text_column": "--text_column",
-    "data.hub_config": "--hub_config",
-    "data.channel": "--channel",
-    "split": "--split",
-}
 CHANNEL_HELP = "Of recordings with several: auto, mean, left, right, or a number from 0."
 
 

@@ -12,6 +12,18 @@ from flax_wavlm.data.corpora.load import CORPORA
 if TYPE_CHECKING:
     from flax_wavlm.data.corpora.utterance import Skipped, Utterance
 
+# How the library names what the flags set.
+CORPUS_TEXT_FIELDS = {
+    "data.corpus": "--corpus",
+    "data.path": "--data",
+    "data.held_out_speakers": "--held_out_speakers",
+    "data.audio_column": "--audio_column",
+    "data.text_column": "--text_column",
+    "data.hub_config": "--hub_config",
+    "split": "--split",
+}
+CORPUS_FIELDS = {**CORPUS_TEXT_FIELDS, "data.channel": "--channel"}
+
 
 def define_corpus_flags(values: flags.FlagValues, *, split: str, split_help: str, audio: bool = True) -> None:
     """Defines the flags; `corpus_of` takes their values.

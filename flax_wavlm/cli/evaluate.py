@@ -8,8 +8,8 @@ from pathlib import Path
 
 from absl import flags
 
-from flax_wavlm.cli.command import CORPUS_FIELDS, Command, Parsed
-from flax_wavlm.cli.corpora import corpus_of, define_corpus_flags
+from flax_wavlm.cli.command import Command, Parsed
+from flax_wavlm.cli.corpora import CORPUS_FIELDS, corpus_of, define_corpus_flags
 from flax_wavlm.cli.decoding import DECODING_FIELDS, decoding, define_decoding_flags
 from flax_wavlm.cli.text_rule import TEXT_RULE_FIELDS, define_text_rule_flag, text_fields
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from flax_wavlm.cli.command import CORPUS_FIELDS, Command, Parsed
-from flax_wavlm.cli.corpora import corpus_of, define_corpus_flags
+from flax_wavlm.cli.command import Command, Parsed
+from flax_wavlm.cli.corpora import CORPUS_TEXT_FIELDS, corpus_of, define_corpus_flags
 from flax_wavlm.cli.text_rule import TEXT_RULE_FIELDS, define_text_rule_flag, text_fields
 from flax_wavlm.errors import UserError, some
 
@@ -134,7 +134,7 @@ TRAIN_LM = Command(
     arguments="[FILE...]",
     required=("output",),
     fields={
-        **CORPUS_FIELDS,
+        **CORPUS_TEXT_FIELDS,
         "min_count": "--min_count",
         "order": "--order",
         "prune": "--prune",

@@ -4,9 +4,11 @@ import math
 
 import numpy as np
 import pytest
+from helpers.errors import refused
 
 from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.language_model.tables import BEGIN, END, UNKNOWN, NGramTables, Table
+from flax_wavlm.recognition.beam_search import tuning
 from flax_wavlm.recognition.beam_search.decoder import BeamDecoder
 from flax_wavlm.recognition.beam_search.settings import BeamSettings
 from flax_wavlm.recognition.beam_search.tuning import Heard, Tried, Tuning, score_of, search_weights, tune
@@ -61,6 +63,14 @@ def test_the_best_alpha_of_a_toy_is_inside() -> None:
     assert found.best.error_rate == 0.0
     assert 0.15 < found.best.alpha < 0.65
     assert tune(decoder, clips, TOKENIZER) == found
+
+
+def test_memory_is_reckoned_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "machine_bytes", lambda: 10**9)
+    monkeypatch.setattr(tuning, "held_bytes", lambda: 10**8)
+    tuning.check_memory(frames=10**6, labels=32)
+    with refused("of 10,000,000 frames and 32 labels are 1.28 GB", expected="0.9 GB .* free"):
+        tuning.check_memory(frames=10**7, labels=32)
 
 
 def test_the_score_is_the_cer_where_there_are_no_blanks() -> None:

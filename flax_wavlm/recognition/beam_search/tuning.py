@@ -124,7 +124,7 @@ def tune_on(
         raise UserError("there is no language model to tune", expected="an ARPA file", do="give decoding.lm")
     clips, _ = recogniser.clips(utterances, unusable, name=name, batch_size=batch_size, channel=channel)
     frames = sum(int(recogniser.config.frame_count(len(clip.samples))) for clip in clips)
-    _check_memory(frames, recogniser.config.vocab_size)
+    check_memory(frames, recogniser.config.vocab_size)
     log_probs = recogniser.log_probs(clips, batch_size=batch_size)
     heard = [Heard(clip.text, array) for clip, array in zip(clips, log_probs, strict=True)]
     return tune(decoder, heard, recogniser.tokenizer)
@@ -167,7 +167,7 @@ def score_of(texts: Iterable[str], tokenizer: CTCTokenizer) -> str:
     return "wer" if blanks and any(" " in text.strip() for text in texts) else "cer"
 
 
-def _check_memory(frames: int, labels: int) -> None:
+def check_memory(frames: int, labels: int) -> None:
     """UserError where the log-probabilities of so many frames do not fit into the machine's memory."""
     needed, free = 4 * frames * labels, machine_bytes() - held_bytes()
     log.info("log-probabilities to keep: %s", in_gb(needed))
