@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -77,8 +77,8 @@ def tune(decoder: BeamDecoder, clips: Sequence[Heard], tokenizer: CTCTokenizer) 
         clips: whose text has gone through the tokenizer's text rule.
         tokenizer: the model's.
     """
-    score = score_of([clip.text for clip in clips], tokenizer)
     references = [clip.text for clip in clips]
+    score = score_of(references)
     greedy = [collapse(clip.log_probs.argmax(axis=-1), tokenizer.blank_id) for clip in clips]
     longest_first = np.argsort([-len(clip.log_probs) for clip in clips], kind="stable")
 
@@ -161,10 +161,13 @@ def search_weights(error_rate: Callable[[float, float], float]) -> list[Tried]:
     return list(tried.values())
 
 
-def score_of(texts: Iterable[str], tokenizer: CTCTokenizer) -> str:
-    """The error rate that judges: "cer" where there are no blanks between words, else "wer"."""
-    blanks = tokenizer.delimiter_id is not None or tokenizer.by_token
-    return "wer" if blanks and any(" " in text.strip() for text in texts) else "cer"
+def score_of(texts: Sequence[str]) -> str:
+    """The error rate that judges, as for `train.best_by`: "cer" where most texts are one word, else "wer".
+
+    Texts without blanks between words are such ones.
+    """
+    single = sum(len(text.split()) == 1 for text in texts)
+    return "cer" if 2 * single > len(texts) else "wer"
 
 
 def check_memory(frames: int, labels: int) -> None:
