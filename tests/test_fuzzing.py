@@ -40,8 +40,11 @@ from flax_wavlm.data.streams import open_stream
 from flax_wavlm.data.text import TextRule
 from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.language_model.arpa import read_arpa, write_arpa
+from flax_wavlm.language_model.counting import number_words
+from flax_wavlm.language_model.kneser_ney import kneser_ney
 from flax_wavlm.language_model.model import NGramModel
 from flax_wavlm.language_model.tables import BEGIN, END
+from flax_wavlm.language_model.text import WordsByRule, lines_of_files
 from flax_wavlm.models.parameters import split
 from flax_wavlm.porting.extras import Extras, read_extras, write_extras
 from flax_wavlm.porting.pretrained import open_weights
@@ -375,6 +378,15 @@ def read_language_model(folder: Path, data: bytes) -> None:
     assert all(np.array_equal(a.ids, b.ids) for a, b in zip(again.tables, tables.tables, strict=True))
 
 
+def train_on_text(folder: Path, data: bytes) -> None:
+    """What is made of a text that can be read is a model that can be read."""
+    (folder / "text").write_bytes(data)
+    text = number_words(map(WordsByRule(TextRule()), lines_of_files([str(folder / "text")])))
+    model = kneser_ney(text, 3, prune=[0, 0, 1]).model
+    write_arpa(folder / "lm.arpa", model)
+    assert read_arpa(folder / "lm.arpa").words == model.words
+
+
 ARPA_PIECES = (
     *TABLE_PIECES,
     *(
@@ -479,6 +491,12 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
             (*TABLE_PIECES, b"\xff", b"\xc3", b"\xe2\x80", b"\xe4\xbd\xa0", b"|", b"[UNK]", b"[PAD]", b"<s>"),
             quick=200,
         ),
+        "a text to train on": Target(
+            [text := b"a b c\na b c a\n\xe4\xbd\xa0 b\n", gzip.compress(text)],
+            train_on_text,
+            (*TABLE_PIECES, b"\xff", b"\0", b"</s>", b"<unk>", b"\xe2\x80\xa8", b"\\data\\\n", b"a" * 5000),
+            quick=100,
+        ),
         "segment.json": Target(
             [b'{"audio": "a.wav", "model": "m"}'], read_clips_folder, JSON_PIECES, quick=60
         ),
@@ -525,6 +543,7 @@ NAMES = (
     "dataset_dict.json",
     "a.lab",
     "a text to align",
+    "a text to train on",
     "segment.json",
     "TIMIT's .TXT",
     "metrics.jsonl",

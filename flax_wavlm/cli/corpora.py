@@ -1,4 +1,4 @@
-"""The flags that say which corpus is read: of `evaluate`, `fit-aligner` and `tune-lm`."""
+"""The flags that say which corpus is read: of `evaluate`, `fit-aligner`, `train-lm` and `tune-lm`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,28 @@ from flax_wavlm.data.corpora.load import CORPORA
 if TYPE_CHECKING:
     from flax_wavlm.data.corpora.utterance import Skipped, Utterance
 
+# How the library names what the flags set.
+CORPUS_TEXT_FIELDS = {
+    "data.corpus": "--corpus",
+    "data.path": "--data",
+    "data.held_out_speakers": "--held_out_speakers",
+    "data.audio_column": "--audio_column",
+    "data.text_column": "--text_column",
+    "data.hub_config": "--hub_config",
+    "split": "--split",
+}
+CORPUS_FIELDS = {**CORPUS_TEXT_FIELDS, "data.channel": "--channel"}
 
-def define_corpus_flags(values: flags.FlagValues, *, split: str, split_help: str) -> None:
-    """Defines the flags; `split` is the default of --split. `corpus_of` takes their values."""
+
+def define_corpus_flags(values: flags.FlagValues, *, split: str, split_help: str, audio: bool = True) -> None:
+    """Defines the flags; `corpus_of` takes their values.
+
+    Args:
+        values: where they are defined.
+        split: the default of --split.
+        split_help: what it is for.
+        audio: False: the text alone is read, so there is no --channel.
+    """
     flags.DEFINE_string("corpus", None, f"One of {', '.join(CORPORA)}.", values)
     flags.DEFINE_string("data", "", "The corpus's folder, or the data set's hub id.", values)
     flags.DEFINE_string("split", split, split_help, values)
@@ -22,7 +41,8 @@ def define_corpus_flags(values: flags.FlagValues, *, split: str, split_help: str
     flags.DEFINE_string("audio_column", "", "hub: the column of the audio; empty: found.", values)
     flags.DEFINE_string("text_column", "", "hub: the column of the text; empty: found.", values)
     flags.DEFINE_string("hub_config", None, "hub: the data set's configuration.", values)
-    flags.DEFINE_string("channel", "auto", CHANNEL_HELP, values)
+    if audio:
+        flags.DEFINE_string("channel", "auto", CHANNEL_HELP, values)
 
 
 def corpus_of(values: Any) -> tuple[list[Utterance], list[Skipped]]:

@@ -8,12 +8,10 @@ from pathlib import Path
 
 from absl import flags
 
-from flax_wavlm.cli.command import CORPUS_FIELDS, Command, Parsed
-from flax_wavlm.cli.corpora import corpus_of, define_corpus_flags
+from flax_wavlm.cli.command import Command, Parsed
+from flax_wavlm.cli.corpora import CORPUS_FIELDS, corpus_of, define_corpus_flags
 from flax_wavlm.cli.decoding import DECODING_FIELDS, decoding, define_decoding_flags
-from flax_wavlm.errors import UserError, did_you_mean
-
-TEXT_FIELDS = ("preset", "case", "remove", "keep", "language", "unit")  # of data.text.TextRule
+from flax_wavlm.cli.text_rule import TEXT_RULE_FIELDS, define_text_rule_flag, text_fields
 
 
 def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
@@ -28,9 +26,7 @@ def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
         "Type of matrix products.",
         flag_values=values,
     )
-    flags.DEFINE_multi_string("text_rule", None, "", values)
-    # absl would add a line about flags that may be repeated.
-    values["text_rule"].help = f"FIELD=VALUE, of {', '.join(TEXT_FIELDS)}; repeatable."
+    define_text_rule_flag(values)
     flags.DEFINE_string("predictions", None, "File for id, reference and hypothesis as JSON lines.", values)
 
 
@@ -40,7 +36,7 @@ def _run(parsed: Parsed) -> None:
     from flax_wavlm.recognition.recogniser import Recogniser
 
     values = parsed.values
-    text = _text_fields(values.text_rule or ())
+    text = text_fields(values.text_rule or ())
     asked = decoding(values)
     utterances, unusable = corpus_of(values)
     recogniser = Recogniser.from_pretrained(values.model, dtype=values.dtype, text=text, **asked)
@@ -50,22 +46,6 @@ def _run(parsed: Parsed) -> None:
     if values.predictions:
         write_predictions(Path(values.predictions), result.predictions)
     print(f"{figures_line(result.figures, ctc_scoring(values.corpus))}  {result.figures['skipped']} skipped")
-
-
-def _text_fields(settings: Sequence[str]) -> dict[str, str]:
-    """Field to value, from "FIELD=VALUE"."""
-    fields = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if name not in TEXT_FIELDS or not equals:
-            raise UserError(
-                field="--text_rule",
-                found=setting,
-                expected=f"FIELD=VALUE, with one of {', '.join(TEXT_FIELDS)}",
-                do=did_you_mean(name, TEXT_FIELDS),
-            )
-        fields[name] = value
-    return fields
 
 
 EVALUATE = Command(
@@ -79,6 +59,6 @@ EVALUATE = Command(
         **DECODING_FIELDS,
         "batch_size": "--batch_size",
         "dtype": "--dtype",
-        **{f"text.{name}": f"--text_rule {name}" for name in TEXT_FIELDS},
+        **TEXT_RULE_FIELDS,
     },
 )

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from absl import flags
 
-from flax_wavlm.cli.command import CORPUS_FIELDS, Command, Parsed
-from flax_wavlm.cli.corpora import corpus_of, define_corpus_flags
+from flax_wavlm.cli.command import Command, Parsed
+from flax_wavlm.cli.corpora import CORPUS_FIELDS, corpus_of, define_corpus_flags
 
 
 def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from absl import flags
 
-from flax_wavlm.cli.command import CORPUS_FIELDS, Command, Parsed
-from flax_wavlm.cli.corpora import corpus_of, define_corpus_flags
+from flax_wavlm.cli.command import Command, Parsed
+from flax_wavlm.cli.corpora import CORPUS_FIELDS, corpus_of, define_corpus_flags
 from flax_wavlm.cli.decoding import SEARCH_FIELDS, define_search_flags, hotwords
 from flax_wavlm.errors import UserError
 

@@ -40,4 +40,4 @@ def _status() -> dict[str, int]:
 
 def in_gb(count: float) -> str:
     """Bytes in GB (10^9), as vendors count a device's memory."""
-    return f"{count / 1e9:.3g} GB"
+    return f"{count / 1e9:.3g} GB" if count >= 1e6 else "under 0.001 GB"
