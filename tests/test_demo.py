@@ -88,7 +88,7 @@ def test_demo(tmp_path: Path, measured: Callable[[str], None], monkeypatch: pyte
 
 
 def check_guides(export: Path, files: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every block of docs/transcribe.md and docs/align.md, with the demo's model and sentences."""
+    """Every block of the guides to recordings, alignment and language models, with the demo's model."""
     clips = [soundfile.read(file, dtype="int16")[0] for file in files]
     texts = [file.with_suffix(".TXT").read_text().split(" ", 2)[2].strip() for file in files]
     (folder / "guides/runs/my-speech").mkdir(parents=True)
@@ -115,6 +115,20 @@ def check_guides(export: Path, files: list[Path], folder: Path, monkeypatch: pyt
     said = [line.split() for line in printed[-1].splitlines()]
     assert [word for _, _, word, _ in said] == text.split()
     assert all(float(confidence) > 0.5 for *_, confidence in said)
+    check_language_models(text, outputs_of("language-models.md", monkeypatch))
+
+
+def check_language_models(text: str, printed: list[str]) -> None:
+    """What the commands of docs/language-models.md print, about an interview that says this text."""
+    trained, packed, tuned, own, greedy, given, evaluated, hot, other = printed
+    assert "3-grams:" in trained
+    assert "large.arpa.gz" in packed
+    assert re.fullmatch(r"--alpha [\d.]+ --beta -?[\d.]+", tuned.splitlines()[-1])
+    # Few sentences make a language model that lacks words of the interview.
+    for line, bound in ((greedy, MAX_WER), (own, 0.2), (given, 0.2), (hot, 0.2)):
+        assert jiwer.wer(text.lower().replace(".", ""), line.split("\t")[1]) <= bound
+    assert "WER" in evaluated
+    assert other.splitlines()[0].split(maxsplit=1)[1] == given.split("\t")[1].strip()
 
 
 def check_word_times(

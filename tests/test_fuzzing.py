@@ -5,6 +5,7 @@ line.
 """
 
 import contextlib
+import gzip
 import io
 import json
 import random
@@ -20,6 +21,7 @@ import pytest
 import soundfile
 import torch
 from flax import nnx
+from helpers.ngrams import random_model
 from helpers.recordings import by_pyav, sweep
 from helpers.reference import tiny_reference
 from helpers.transcripts import check_formats, random_transcript
@@ -37,11 +39,19 @@ from flax_wavlm.data.preprocessor import Preprocessor
 from flax_wavlm.data.streams import open_stream
 from flax_wavlm.data.text import TextRule
 from flax_wavlm.data.tokenizer import CTCTokenizer
+from flax_wavlm.language_model.arpa import read_arpa, write_arpa
+from flax_wavlm.language_model.counting import number_words
+from flax_wavlm.language_model.kneser_ney import kneser_ney
+from flax_wavlm.language_model.model import NGramModel
+from flax_wavlm.language_model.tables import BEGIN, END
+from flax_wavlm.language_model.text import WordsByRule, lines_of_files
 from flax_wavlm.models.parameters import split
 from flax_wavlm.porting.extras import Extras, read_extras, write_extras
 from flax_wavlm.porting.pretrained import open_weights
 from flax_wavlm.recognition.align import align_text
 from flax_wavlm.recognition.aligner import Aligner, AlignerSize, Fitting, load_aligner, save_aligner
+from flax_wavlm.recognition.beam_search.choice import read_hotwords
+from flax_wavlm.recognition.beam_search.folder import alphabet, folder_lm
 from flax_wavlm.recognition.emissions import Emissions
 from flax_wavlm.recognition.known_text import known_text, read_text
 from flax_wavlm.recognition.segment_folder import Cutting, announce_finished
@@ -333,6 +343,93 @@ def read_aligner(folder: Path, data: bytes) -> None:
     assert AlignerSize.of_params(aligner) == (2, 3, 3, 4)
 
 
+LM_ATTRIBUTES = b'{"alpha": 0.5, "beta": 1.5, "unk_score_offset": -10.0, "score_boundary": true}'
+LM_LETTERS = CTCTokenizer.from_texts(["abc"])
+LM_ALPHABET = json.dumps({"labels": alphabet(LM_LETTERS), "is_bpe": False}).encode()
+HOT_WORDS = "one\nNew York\n\ncaf\u00e9\n".encode()
+LM_PIECES = (*JSON_PIECES, b'"alpha"', b'"labels"', b'"score_boundary"', b"[UNK]", b'" "', b'""', b"-10.0")
+
+
+def lm_folder_reader(name: str) -> Callable[[Path, bytes], Any]:
+    """Reads the files beside a language model, of which this one is damaged."""
+
+    def read(folder: Path, data: bytes) -> None:
+        (folder / "language_model").mkdir(exist_ok=True)
+        (folder / "language_model" / "lm.arpa").touch()
+        (folder / name).write_bytes(data)
+        found = folder_lm(folder, LM_LETTERS)
+        assert found is not None
+        assert np.isfinite([found.settings.alpha, found.settings.beta, found.settings.unknown_offset]).all()
+
+    return read
+
+
+def read_language_model(folder: Path, data: bytes) -> None:
+    """A file that is read is a sound model: each score is finite, and it is written and read back."""
+    (folder / "lm.arpa").write_bytes(data)
+    tables = read_arpa(folder / "lm.arpa")
+    model = NGramModel.of(tables)
+    words = [word for word in model.words if word not in (BEGIN, END)]
+    for sentence in ([], words[:50], words[:50][::-1], [*words[:3] * 4, "nonesuch"]):
+        assert -1e7 < model.score(sentence) < 1e6
+    write_arpa(folder / "again.arpa", tables)
+    again = read_arpa(folder / "again.arpa")
+    assert again.words == tables.words
+    assert all(np.array_equal(a.ids, b.ids) for a, b in zip(again.tables, tables.tables, strict=True))
+
+
+def train_on_text(folder: Path, data: bytes) -> None:
+    """What is made of a text that can be read is a model that can be read."""
+    (folder / "text").write_bytes(data)
+    text = number_words(map(WordsByRule(TextRule()), lines_of_files([str(folder / "text")])))
+    model = kneser_ney(text, 3, prune=[0, 0, 1]).model
+    write_arpa(folder / "lm.arpa", model)
+    assert read_arpa(folder / "lm.arpa").words == model.words
+
+
+ARPA_PIECES = (
+    *TABLE_PIECES,
+    *(
+        b"<s>",
+        b"</s>",
+        b"<unk>",
+        b"<UNK>",
+        b"\\data\\",
+        b"\\end\\",
+        b"\\1-grams:",
+        b"\\2-grams:",
+        b"\\9-grams:",
+    ),
+    *(
+        b"ngram 1=9\n",
+        b"ngram 3=99999999\n",
+        b"-inf",
+        b"nan",
+        b"1e9",
+        b"-1e30",
+        b"-99",
+        b"\x1f\x8b",
+        b"\n" * 5000,
+    ),
+)
+
+
+def arpa_files(folder: Path) -> list[bytes]:
+    """Models of 1 to 3 words, whole and pruned, plain and packed; and with lines repeated and cut."""
+    for order in (1, 2, 3):
+        write_arpa(folder / f"{order}.arpa", random_model(order, order, vocabulary=4, contexts=0.6, ends=0.6))
+    plain = [file.read_bytes() for file in sorted(folder.iterdir())]
+    lines = plain[-1].splitlines(keepends=True)
+    rng = random.Random(0)
+    swapped = []
+    for _ in range(8):
+        moved = list(lines)
+        place = rng.randrange(len(lines))
+        moved.insert(rng.randrange(len(lines)), moved.pop(place) if rng.random() < 0.6 else moved[place])
+        swapped.append(b"".join(moved))
+    return [*plain * 4, *(gzip.compress(file) for file in plain), *swapped]
+
+
 @pytest.fixture(scope="module")
 def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
     reference = tiny_reference(
@@ -394,6 +491,12 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
             (*TABLE_PIECES, b"\xff", b"\xc3", b"\xe2\x80", b"\xe4\xbd\xa0", b"|", b"[UNK]", b"[PAD]", b"<s>"),
             quick=200,
         ),
+        "a text to train on": Target(
+            [text := b"a b c\na b c a\n\xe4\xbd\xa0 b\n", gzip.compress(text)],
+            train_on_text,
+            (*TABLE_PIECES, b"\xff", b"\0", b"</s>", b"<unk>", b"\xe2\x80\xa8", b"\\data\\\n", b"a" * 5000),
+            quick=100,
+        ),
         "segment.json": Target(
             [b'{"audio": "a.wav", "model": "m"}'], read_clips_folder, JSON_PIECES, quick=60
         ),
@@ -418,6 +521,12 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
         ),
         "aligner.safetensors": Target([(good / "aligner.safetensors").read_bytes()], read_aligner, quick=60),
         "pickle": Target(pickles, checkpoint_reader(config, "pytorch_model.bin")),
+        "attrs.json": Target([LM_ATTRIBUTES], lm_folder_reader("language_model/attrs.json"), LM_PIECES, 60),
+        "alphabet.json": Target([LM_ALPHABET], lm_folder_reader("alphabet.json"), LM_PIECES, 60),
+        "hot words": Target([HOT_WORDS], written("words.txt", read_hotwords), TABLE_PIECES, quick=60),
+        "lm.arpa": Target(
+            arpa_files(tmp_path_factory.mktemp("arpa")), read_language_model, ARPA_PIECES, quick=60
+        ),
     }
 
 
@@ -434,6 +543,7 @@ NAMES = (
     "dataset_dict.json",
     "a.lab",
     "a text to align",
+    "a text to train on",
     "segment.json",
     "TIMIT's .TXT",
     "metrics.jsonl",
@@ -445,6 +555,10 @@ NAMES = (
     "safetensors",
     "aligner.safetensors",
     "pickle",
+    "attrs.json",
+    "alphabet.json",
+    "hot words",
+    "lm.arpa",
 )
 
 

@@ -1,4 +1,4 @@
-"""docs/transcribe.md and docs/align.md: flags, names and formats. test_demo.py runs their blocks."""
+"""Guides in docs/: flags, names and formats. test_demo.py runs their blocks."""
 
 import ast
 import importlib

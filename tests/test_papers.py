@@ -14,6 +14,7 @@ PAGES = (
     "CHANGELOG.md",
     "docs/align.md",
     "docs/architecture.md",
+    "docs/language-models.md",
     "docs/own-data.md",
     "docs/proof.md",
     "docs/training.md",

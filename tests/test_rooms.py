@@ -12,7 +12,7 @@ FLOORS = (
     {"files", "progress"},
     {"parallel", "ops"},
     {"models", "data"},
-    {"porting"},
+    {"porting", "language_model"},
     {"recognition"},
     {"training"},
     {"cli"},

@@ -63,7 +63,7 @@ def _align_recording(values: flags.FlagValues) -> None:
     places = outputs(values, [values.audio])
     if places.done(values.audio):
         return
-    recogniser = Recogniser.from_pretrained(values.model, dtype=values.dtype)
+    recogniser = Recogniser.from_pretrained(values.model, dtype=values.dtype, lm="none")
     aligned = align_recording(
         recogniser,
         Path(values.audio),
@@ -86,7 +86,7 @@ def _align_corpus(values: flags.FlagValues) -> None:
     wanted = [utterance for utterance in utterances if not places.done(utterance.id)]
     if not wanted:
         return
-    recogniser = Recogniser.from_pretrained(values.model, dtype=values.dtype)
+    recogniser = Recogniser.from_pretrained(values.model, dtype=values.dtype, lm="none")
     transcripts = align_utterances(
         recogniser, wanted, unusable, name=values.split, stars=values.star, channel=values.channel
     )

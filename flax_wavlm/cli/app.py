@@ -32,12 +32,25 @@ from flax_wavlm.cli.huge_pages import restart_with_huge_pages
 from flax_wavlm.cli.names import in_flags, text_in_flags
 from flax_wavlm.cli.segment import SEGMENT
 from flax_wavlm.cli.train import TRAIN
+from flax_wavlm.cli.train_lm import TRAIN_LM
 from flax_wavlm.cli.transcribe import TRANSCRIBE
+from flax_wavlm.cli.tune_lm import TUNE_LM
 from flax_wavlm.errors import Preempted, UserError, did_you_mean, printable, reason
 
 COMMANDS = {
     command.name: command
-    for command in (TRAIN, EVALUATE, TRANSCRIBE, ALIGN, SEGMENT, FIT_ALIGNER, CONVERT, EXPORT)
+    for command in (
+        TRAIN,
+        EVALUATE,
+        TRANSCRIBE,
+        ALIGN,
+        SEGMENT,
+        FIT_ALIGNER,
+        TRAIN_LM,
+        TUNE_LM,
+        CONVERT,
+        EXPORT,
+    )
 }
 
 FAILED = 1  # exit status where something unforeseen happened, or the run's other processes were lost

@@ -37,9 +37,10 @@ def parse_flags(command: Command, given: Sequence[str]) -> Parsed:
         if values[name].value is None:
             meaning = str(values[name].help).rstrip(".")
             raise UserError(f"--{name} is missing", expected=meaning[0].lower() + meaning[1:])
-    wanted = command.arguments.split()
-    too_many = len(arguments) > len(wanted) and not command.arguments.endswith("...")
-    if len(arguments) < len(wanted) or too_many:
+    optional = command.arguments.startswith("[")
+    wanted = command.arguments.strip("[]").split()
+    too_many = len(arguments) > len(wanted) and not command.arguments.rstrip("]").endswith("...")
+    if (len(arguments) < len(wanted) and not optional) or too_many:
         raise UserError(
             f"found {arguments}, expected {command.arguments or 'no argument'}",
             do="flags are written --name=value",
@@ -47,17 +48,6 @@ def parse_flags(command: Command, given: Sequence[str]) -> Parsed:
     return Parsed(values, arguments)
 
 
-# How the library names what the flags of a corpus set.
-CORPUS_FIELDS = {
-    "data.corpus": "--corpus",
-    "data.path": "--data",
-    "data.held_out_speakers": "--held_out_speakers",
-    "data.audio_column": "--audio_column",
-    "data.text_column": "--text_column",
-    "data.hub_config": "--hub_config",
-    "data.channel": "--channel",
-    "split": "--split",
-}
 CHANNEL_HELP = "Of recordings with several: auto, mean, left, right, or a number from 0."
 
 
@@ -74,7 +64,8 @@ class Command:
     # Defines the flags. It is handed the arguments too, as some flags depend on others.
     define: Callable[[flags.FlagValues, Sequence[str]], None]
     run: Callable[[Parsed], int | None]  # does the work; returns the exit status, None for 0
-    arguments: str = ""  # beside flags, e.g. "SOURCE FOLDER"; "FILE..." stands for one or more
+    # Beside flags, e.g. "SOURCE FOLDER"; "FILE..." stands for one or more, "[FILE...]" for any number.
+    arguments: str = ""
     required: tuple[str, ...] = ()  # flags that have no default
     # How the library names a setting, and the flag that sets it here: {"data.path": "--data"}.
     fields: Mapping[str, str] = field(default_factory=dict)

@@ -12,39 +12,23 @@ from pathlib import Path
 
 from absl import flags
 
-from flax_wavlm.cli.command import CHANNEL_HELP, CORPUS_FIELDS, Command, Parsed
-from flax_wavlm.data.corpora.load import CORPORA
+from flax_wavlm.cli.command import Command, Parsed
+from flax_wavlm.cli.corpora import CORPUS_FIELDS, corpus_of, define_corpus_flags
 
 
 def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
     flags.DEFINE_string("model", None, "The fine-tuned model's folder.", values)
-    flags.DEFINE_string("corpus", None, f"One of {', '.join(CORPORA)}.", values)
-    flags.DEFINE_string("data", "", "The corpus's folder, or the data set's hub id.", values)
-    flags.DEFINE_string("split", "train", "The split to fit on.", values)
+    define_corpus_flags(values, split="train", split_help="The split to fit on.")
     flags.DEFINE_integer(
         "seed", 0, "Of the sample of clips, their order and new weights.", flag_values=values
     )
-    flags.DEFINE_list("held_out_speakers", [], "timit_sample: the test split's, with commas.", values)
-    flags.DEFINE_string("audio_column", "", "hub: the column of the audio; empty: found.", values)
-    flags.DEFINE_string("text_column", "", "hub: the column of the text; empty: found.", values)
-    flags.DEFINE_string("hub_config", None, "hub: the data set's configuration.", values)
-    flags.DEFINE_string("channel", "auto", CHANNEL_HELP, values)
 
 
 def _run(parsed: Parsed) -> None:
-    from flax_wavlm.data.corpora.load import load_corpus
     from flax_wavlm.training.aligner import fit_folder
 
     values = parsed.values
-    utterances, unusable = load_corpus(
-        values.corpus,
-        values.data,
-        values.split,
-        held_out_speakers=values.held_out_speakers,
-        audio_column=values.audio_column,
-        text_column=values.text_column,
-        hub_config=values.hub_config,
-    )
+    utterances, unusable = corpus_of(values)
     file = fit_folder(
         Path(values.model),
         utterances,

@@ -53,7 +53,7 @@ def _run(parsed: Parsed) -> None:
     )
     folder = Path(values.output)
     if not announce_finished(folder, cutting):
-        cut_into(folder, Recogniser.from_pretrained(values.model, dtype=values.dtype), cutting)
+        cut_into(folder, Recogniser.from_pretrained(values.model, dtype=values.dtype, lm="none"), cutting)
 
 
 SEGMENT = Command(

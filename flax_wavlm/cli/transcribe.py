@@ -1,10 +1,7 @@
 """Recordings of any length to text, with the times of words.
 
 flax-wavlm transcribe --model FOLDER_OR_HUB_ID [--format srt --output_dir DIR] FILE|FOLDER|-...
-
-By default a recording is a line "file<TAB>text" on standard output. "-" is standard input.
-A file that cannot be read is named on standard error and the others are transcribed; the exit status is
-then 2. In a checkout, `python scripts/transcribe.py` is the same command.
+A recording is a line "file<TAB>text" by default. "-" is standard input. Exit status 2: a file was not read.
 """
 
 import contextlib
@@ -15,12 +12,14 @@ from pathlib import Path
 from absl import flags
 
 from flax_wavlm.cli.command import CHANNEL_HELP, Command, Parsed
+from flax_wavlm.cli.decoding import DECODING_FIELDS, decoding, define_decoding_flags
 from flax_wavlm.cli.outputs import OUTPUT_FIELDS, define_output_flags, outputs, write_all
 
 
 def _define(values: flags.FlagValues, _given: Sequence[str]) -> None:
     flags.DEFINE_string("model", None, "The fine-tuned model: a folder or a hub id.", values)
     define_output_flags(values)
+    define_decoding_flags(values)
     flags.DEFINE_bool("timestamps", False, "Short for --format=tsv.", flag_values=values)
     flags.DEFINE_float("window", 0.0, "Seconds heard at once; 0: as training clips were.", flag_values=values)
     flags.DEFINE_bool("pauses", True, "Windows end at pauses where there are any.", flag_values=values)
@@ -45,12 +44,13 @@ def _run(parsed: Parsed) -> None:
     values, names = parsed
     if values.timestamps:
         values["format"].value = "tsv"
+    asked = decoding(values)
     files = named_recordings(names)
     written = outputs(values, files)
     files = [file for file in files if not written.done(file)]
     if not files:
         return
-    recogniser = Recogniser.from_pretrained(values.model, dtype=values.dtype)
+    recogniser = Recogniser.from_pretrained(values.model, dtype=values.dtype, **asked)
     with contextlib.ExitStack() as stack:
         sources = [
             Source(file, stack.enter_context(spooled(sys.stdin.buffer, "standard input")))
@@ -85,6 +85,7 @@ TRANSCRIBE = Command(
         "max_seconds": "--max_seconds",
         "window": "--window",
         **OUTPUT_FIELDS,
+        **DECODING_FIELDS,
     },
     results_on_stdout=True,
 )

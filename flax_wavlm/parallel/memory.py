@@ -9,15 +9,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
-import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
 
+from flax_wavlm.parallel.machine import machine_bytes
+
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in XLA's message
-CONTAINERS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def on_cpu() -> bool:
@@ -32,11 +31,7 @@ def device_bytes() -> int:
         return int(limit)
     if not on_cpu():
         return 0
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in CONTAINERS:
-        with contextlib.suppress(OSError, ValueError):
-            limits.append(int(Path(file).read_text()))
-    return min(limits)
+    return machine_bytes()
 
 
 def planned_bytes(plan: Any) -> int:
@@ -63,26 +58,6 @@ def array_bytes(tree: Any) -> int:
     return sum(map(on_one, jax.tree.leaves(tree)))
 
 
-def held_bytes() -> int:
-    """Bytes of memory that the process holds for itself; 0 where the system does not say.
-
-    What is mapped from files, such as decoded audio in its cache, is not counted: the system takes that back
-    when memory is short.
-    """
-    sizes = _status()
-    return sizes.get("RssAnon", 0) + sizes.get("RssShmem", 0)
-
-
-def _status() -> dict[str, int]:
-    """The process's sizes in bytes, by the names of /proc/self/status; {} where there is no such file."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return {}
-    sizes = (line.partition(":") for line in status.splitlines() if line.endswith(" kB"))
-    return {name: int(size.split()[0]) * 1024 for name, _, size in sizes}
-
-
 def release_freed() -> None:
     """Gives the system the memory back that the process has freed, where its malloc can (glibc).
 
@@ -91,11 +66,6 @@ def release_freed() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
-
-
-def in_gb(count: float) -> str:
-    """Bytes in GB (10^9), as vendors count a device's memory."""
-    return f"{count / 1e9:.3g} GB"
 
 
 def smaller(batch_size: int, unit: int) -> list[int]:

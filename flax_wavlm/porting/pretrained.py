@@ -32,6 +32,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+BESIDE = ("*.json", "language_model/*.arpa", "language_model/*.arpa.gz")  # of a hub's repository
 MICROSOFT, TORCHAUDIO = "Microsoft .pt", "torchaudio state dict"  # values of `PretrainedWeights.kind`
 
 
@@ -94,10 +95,10 @@ def locate(source: str | Path) -> Path:
     A hub id is downloaded (or found in the cache) by huggingface_hub, which honours HF_HUB_OFFLINE.
     """
     check_named(source)
-    path = local_copy(source, ["*.json", "model*.safetensors", "aligner.safetensors"])
+    path = local_copy(source, [*BESIDE, "model*.safetensors", "aligner.safetensors"])
     downloaded = path != Path(os.path.expanduser(source))
     if downloaded and not any((path / name).exists() for name in WEIGHT_FILES):
-        path = local_copy(source, ["*.json", "pytorch_model*.bin"])
+        path = local_copy(source, [*BESIDE, "pytorch_model*.bin"])
     return path
 
 

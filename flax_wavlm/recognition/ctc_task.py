@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.models.heads import WavLMForCTC
 from flax_wavlm.recognition.ctc_loss import loss_of_ctc
-from flax_wavlm.recognition.decoding import best_path, collapse, path_of_clip
+from flax_wavlm.recognition.decoding import Decoder, best_path, collapse, path_of_clip
 from flax_wavlm.recognition.metrics import error_rates, wer_hf_padded
 from flax_wavlm.recognition.task import Scoring, Task
+
+Array = Any  # of jax in a batch on the device, of NumPy on the host
 
 _WORDS_AND_CHARACTERS = Scoring(
     titles={"wer": "WER", "cer": "CER"},
@@ -81,4 +85,36 @@ def character_ctc(tokenizer: CTCTokenizer, *, reduction: str = "mean", corpus: s
         decode=decode,
         score=score,
         scoring=ctc_scoring(corpus),
+    )
+
+
+class Heard(NamedTuple):
+    """What a decoder other than the greedy one is given: of a batch [B, T, ...], or of a clip [T, ...]."""
+
+    path: Array  # the best path
+    evidence: Mapping[str, Array]
+
+
+def decoded_by(decoder: Decoder, task: Task, tokenizer: CTCTokenizer) -> Task:
+    """The task of `character_ctc` with the texts of a decoder. The loss and `wer_hf_padded` stay as they are.
+
+    Args:
+        decoder: for the tokenizer's labels.
+    """
+
+    def predict(logits: Array, frame_lengths: Array) -> Heard:
+        evidence = decoder.evidence(jax.nn.log_softmax(logits), frame_lengths)
+        return Heard(best_path(logits, frame_lengths), evidence)
+
+    def decode(heard: Heard) -> str:
+        frames = len(path_of_clip(heard.path))
+        best = decoder.hypotheses({name: array[:frames] for name, array in heard.evidence.items()})[0]
+        return tokenizer.normalise_hypothesis(tokenizer.decode(best.ids, collapsed=True))
+
+    return replace(
+        task,
+        predict=predict,
+        decode=decode,
+        keep=lambda heard: heard.path.copy(),
+        decodes_long=decoder.takes_long,
     )

@@ -26,11 +26,27 @@ class Hypothesis(NamedTuple):
     ids: np.ndarray  # int [U], without blanks
     frames: np.ndarray  # int [U, 2]: each label's first frame, and the one after its last
     confidences: np.ndarray  # float [U]: the mean posterior of each label over its frames, 0 to 1
-    score: float  # its log-probability by the decoder; higher is better
+    score: float  # of the decoder; higher is better
+    ctc_score: float | None = None  # where a beam search says it: the log-probability of the labels by CTC
+    lm_score: float | None = None  # where there is a language model: the words' natural log-probability by it
 
 
 class Decoder(Protocol):
     """Log-probabilities and lengths in, hypotheses out."""
+
+    @property
+    def takes_long(self) -> bool:
+        """Whether `hypotheses` takes about as long as the model does. Then it is called in threads."""
+        ...
+
+    @property
+    def alternatives(self) -> int:
+        """How many alternatives a transcript has, the best one among them; 0: none, there is but one text."""
+        ...
+
+    def describe(self) -> str:
+        """How it decodes, in a few words for the log."""
+        ...
 
     def evidence(self, log_probs: Array, frame_lengths: Array) -> dict[str, Array]:
         """What the host needs of each frame, arrays [B, T, ...]; runs under jit.
@@ -50,9 +66,23 @@ class GreedyDecoder(NamedTuple):
     """The most probable label of every frame (best path decoding, Graves et al. 2006, section 3.2)."""
 
     blank_id: int
+    temperature: float = 1.0  # log-probabilities are divided by it before they are taken as confidences
+
+    @property
+    def takes_long(self) -> bool:
+        return False
+
+    @property
+    def alternatives(self) -> int:
+        return 0
+
+    def describe(self) -> str:
+        return "greedy"
 
     def evidence(self, log_probs: Array, frame_lengths: Array) -> dict[str, Array]:
-        """`path` [B, T] int32 and `log_prob` [B, T] float32, the label's."""
+        """`path` [B, T] int32 and `log_prob` [B, T] float32, the label's at the temperature."""
+        if self.temperature != 1.0:
+            log_probs = jax.nn.log_softmax(log_probs / self.temperature)
         return {"path": best_path(log_probs, frame_lengths), "log_prob": log_probs.max(axis=-1)}
 
     def hypotheses(self, evidence: Mapping[str, np.ndarray]) -> list[Hypothesis]:

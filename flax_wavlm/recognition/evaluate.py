@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +23,7 @@ from flax_wavlm.ops.switch import kernels
 from flax_wavlm.progress import bar
 from flax_wavlm.recognition.forward import ClipBatches, forward_pass, jit_over_batches, run_over
 from flax_wavlm.recognition.task import Batch, Scoring, Task
+from flax_wavlm.recognition.threads import Decoding
 
 Array = jax.Array
 
@@ -46,7 +49,7 @@ class EvalOutput(NamedTuple):
     """What a batch's evaluation gives."""
 
     clip: Array  # [B] int32: which clip a row holds
-    prediction: Array  # [B, ...], as the task's `predict` gives it
+    prediction: Any  # arrays [B, ...], as the task's `predict` gives them
     loss: Array  # [], the sum over valid rows
     infeasible: Array  # [] int
 
@@ -80,22 +83,26 @@ def evaluate(
 
     `field` is what sets the batch size. UserError where the device's memory does not suffice for it.
     """
-    found: dict[int, np.ndarray] = {}
+    rows: dict[int, Any] = {}  # what is kept of each clip
+    said: dict[int, Future[str]] = {}
     loss, infeasible = 0.0, 0
-    with bar("evaluating", len(batches.clips)) as shown:
+    decoding: Decoding[str] = Decoding(task.decode, in_threads=task.decodes_long)
+    with bar("evaluating", len(batches.clips)) as shown, decoding:
         for output in run_over(eval_step, params, batches, mesh, field=field):
             loss += float(output.loss)
             infeasible += int(output.infeasible)
-            for clip, prediction in zip(output.clip, output.prediction, strict=True):
-                if clip != FILLER:
-                    found[int(clip)] = prediction
-            shown.advance(int(np.count_nonzero(output.clip != FILLER)))
-    clips = [batches.clips[i] for i in sorted(found)]
-    rows = [found[i] for i in sorted(found)]
-    references, hypotheses = [clip.text for clip in clips], [task.decode(row) for row in rows]
+            own = np.flatnonzero(output.clip != FILLER)
+            for i in own:
+                row = jax.tree.map(operator.itemgetter(i), output.prediction)
+                clip = int(output.clip[i])
+                rows[clip], said[clip] = task.keep(row), decoding(row)
+            shown.advance(len(own))
+        texts = {clip: said[clip].result() for clip in sorted(said)}
+    clips = [batches.clips[i] for i in texts]
+    references, hypotheses = [clip.text for clip in clips], list(texts.values())
     figures = {
         "loss": loss / len(clips),
-        **task.score(references, hypotheses, rows),
+        **task.score(references, hypotheses, [rows[i] for i in texts]),
         "clips": len(clips),
         "infeasible": infeasible,
     }

@@ -1,7 +1,8 @@
 """A transcript as the content of a file, in each of the formats that `transcribe` and `align` write.
 
 text      file<TAB>text, a line
-json      one object: file, text, duration, confidence, words, characters; times in seconds
+json      one object: file, text, duration, confidence, words, characters; times in seconds; by a beam search
+          also alternatives, with text, score, ctc_score, and lm_score where there is a language model
 jsonl     the same object on one line
 tsv       a header, then a word a line: file, start, end, word, confidence
 ctm       NIST's: a word a line: file, channel, begin, duration, word, confidence
@@ -24,7 +25,7 @@ from praatio.utilities.textgrid_io import getTextgridAsStr
 from flax_wavlm.errors import printable
 from flax_wavlm.recognition.subtitles import on_one_line, subtitles
 from flax_wavlm.recognition.timeline import milliseconds
-from flax_wavlm.recognition.transcript import Character, Transcript, Word
+from flax_wavlm.recognition.transcript import Alternative, Character, Transcript, Word
 
 # Each format, and how its files' names end.
 FORMATS = {
@@ -81,7 +82,7 @@ def content(transcript: Transcript, format: str) -> str:
 
 
 def _object(transcript: Transcript) -> dict[str, Any]:
-    return {
+    found = {
         "file": str(transcript.file),
         "text": transcript.text,
         "duration": round(transcript.duration, 3),
@@ -89,6 +90,15 @@ def _object(transcript: Transcript) -> dict[str, Any]:
         "words": _timed(transcript.words, transcript.duration),
         "characters": _timed(transcript.characters, transcript.duration),
     }
+    if transcript.alternatives:
+        found["alternatives"] = [_scored(alternative) for alternative in transcript.alternatives]
+    return found
+
+
+def _scored(alternative: Alternative) -> dict[str, Any]:
+    scores = alternative._asdict()
+    text = scores.pop("text")
+    return {"text": text} | {name: round(score, 4) for name, score in scores.items() if score is not None}
 
 
 def _json(value: Any) -> str:

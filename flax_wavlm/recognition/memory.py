@@ -11,11 +11,10 @@ import numpy as np
 
 from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.errors import UserError
+from flax_wavlm.parallel.machine import held_bytes, in_gb
 from flax_wavlm.parallel.memory import (
     OUT_OF_MEMORY,
     device_bytes,
-    held_bytes,
-    in_gb,
     on_cpu,
     planned_bytes,
     smaller,

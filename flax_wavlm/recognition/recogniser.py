@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from flax_wavlm.data.batches import FILLER
 from flax_wavlm.data.clips import Clip, describe_skipped, usable_clips
 from flax_wavlm.data.corpora.utterance import Samples, Skipped, Utterance
 from flax_wavlm.data.preprocessor import Preprocessor
@@ -32,14 +35,15 @@ from flax_wavlm.porting.pretrained import open_weights
 from flax_wavlm.progress import bar, drawing
 from flax_wavlm.recognition.align import align_recording, report
 from flax_wavlm.recognition.aligner import (
+    ALIGNER,
     ALIGNER_FILE,
-    aligned_times,
     aligner_log_probs,
     encoder_checksum,
     load_aligner,
 )
-from flax_wavlm.recognition.ctc_task import character_ctc
-from flax_wavlm.recognition.decoding import GreedyDecoder, every_posterior
+from flax_wavlm.recognition.beam_search.choice import Asked, choose_decoder
+from flax_wavlm.recognition.ctc_task import character_ctc, decoded_by
+from flax_wavlm.recognition.decoding import Decoder, GreedyDecoder, every_posterior
 from flax_wavlm.recognition.emissions import Emissions, whole
 from flax_wavlm.recognition.evaluate import Evaluation, evaluate, make_eval_step
 from flax_wavlm.recognition.forward import ClipBatches, forward_with_features, jit_over_batches, run_over
@@ -54,8 +58,10 @@ from flax_wavlm.recognition.recordings import (
     read_windows,
     stated_seconds,
 )
+from flax_wavlm.recognition.stretches import Decoded, StretchDecoder, transcript_of
 from flax_wavlm.recognition.task import Batch, Task
-from flax_wavlm.recognition.transcript import TimedLabels, Transcript, in_sequence, spell
+from flax_wavlm.recognition.threads import Decoding, in_order
+from flax_wavlm.recognition.transcript import Transcript
 from flax_wavlm.recognition.windows import UNKNOWN, Windowing
 
 log = logging.getLogger(__name__)
@@ -63,9 +69,6 @@ log = logging.getLogger(__name__)
 Array = jax.Array
 T = TypeVar("T")
 Evidences = Callable[..., tuple[Array, dict[str, Array]]]
-
-ALIGNER = "aligner"  # the name of an aligner's log-probabilities in the evidence of frames
-LANGUAGE_MODEL = ("alphabet.json", "language_model")  # files of pyctcdecode beside a tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +87,7 @@ class Recogniser:
     training_seconds: TrainingSeconds | None = None  # of the clips that it was trained on, where known
     temperature: float = 1.0  # logits are divided by it before posteriors are taken as confidences
     aligner: Params | None = None  # tells when labels were said, see `recognition.aligner`
+    chosen_decoder: Decoder | None = None  # None: greedy
 
     @classmethod
     def from_pretrained(
@@ -92,17 +96,30 @@ class Recogniser:
         *,
         dtype: str = "float32",
         text: Mapping[str, str | None] = MappingProxyType({}),
+        lm: str | Path | None = None,
+        beam: int | None = None,
+        alpha: float | None = None,
+        beta: float | None = None,
+        hotwords: Sequence[str] = (),
     ) -> Recogniser:
         """Loads a folder, file or hub id, in any format that `porting.pretrained.open_weights` reads.
+
+        Decoding is greedy where there is neither a language model nor a beam nor a hot word.
 
         Args:
             source: tokenizer and preprocessor files lie in the folder, or beside the file.
             dtype: the type of matrix products, "float32" or "bfloat16".
             text: fields of `TextRule` in place of the model's own; None, or absent: its own.
+            lm: the ARPA file of a language model; "none": none; None: the one in the model's folder, if any.
+            beam: hypotheses that a beam search keeps; None: 100 where there is a search.
+            alpha, beta: weights of the language model and of a word, see `BeamSettings`; None: those in the
+                model's folder for its own language model, else the defaults.
+            hotwords: words and phrases that are expected.
         Raises:
-            UserError: the checkpoint has no CTC head, a file is missing or damaged, or head and tokenizer
-                are of different widths.
+            UserError: the checkpoint has no CTC head, a file is missing or damaged, head and tokenizer are of
+                different widths, or the language model or a hot word cannot be used.
         """
+        asked = Asked(lm, beam, alpha, beta, hotwords)
         weights = open_weights(source)
         if not weights.has_head:
             raise UserError(
@@ -129,8 +146,6 @@ class Recogniser:
         )
         log.info("text rule: %s", tokenizer.describe_rule())
         preprocessor = Preprocessor.from_pretrained(folder)
-        if beside := [name for name in LANGUAGE_MODEL if exists(folder / name)]:
-            log.info("%s: its n-gram decoder (%s) is not used: decoding is greedy", folder, ", ".join(beside))
         if tokenizer.blank_id != weights.config.pad_token_id:
             log.warning(
                 "%s: config.json's pad_token_id is %d, the tokenizer's %d: the latter is taken as the blank",
@@ -138,6 +153,7 @@ class Recogniser:
                 weights.config.pad_token_id,
                 tokenizer.blank_id,
             )
+        decoder = choose_decoder(asked, folder, tokenizer, temperature=extras.temperature)
         mesh = sharding.make_mesh()
         model = load_model(
             weights,
@@ -156,6 +172,7 @@ class Recogniser:
             extras.training_seconds,
             extras.temperature,
             None if aligner is None else jax.device_put(aligner, sharding.replicated(mesh)),
+            decoder,
         )
 
     @functools.cached_property
@@ -166,10 +183,10 @@ class Recogniser:
     def transcribe(
         self, clips: Sequence[np.ndarray], *, batch_size: int = 8, window: float = 0.0
     ) -> list[Transcript]:
-        """What each clip says, by greedy decoding, and when.
+        """What each clip says, and when.
 
-        A clip that is not longer than a window has the text that transformers' ASR pipeline gives for it
-        alone.
+        By greedy decoding, a clip that is not longer than a window has the text that transformers' ASR
+        pipeline gives for it alone.
 
         Args:
             clips: samples [N] of each, mono at 16 kHz: float32, or int16 of full scale 32768.
@@ -242,20 +259,25 @@ class Recogniser:
                 self.source,
                 ALIGNER_FILE,
             )
+        if self.chosen_decoder is not None:
+            log.info("decoding: %s", self.decoder.describe())
         windowing = self.windowing(settings.pop("window", 0.0), at_pauses=settings.pop("at_pauses", True))
-        decoded = functools.partial(self._decoded, frame_seconds=windowing.hop / SAMPLE_RATE)
-        heard = self._heard(sources, windowing, self._for_decoder, decoded, times=times, **settings)
+        decode = StretchDecoder(self.decoder, self.tokenizer, windowing.hop / SAMPLE_RATE)
+        decoding: Decoding[Decoded] = Decoding(decode, in_threads=self.decoder.takes_long)
+        heard = self._heard(sources, windowing, self._for_decoder, decoding, times=times, **settings)
 
         def spelled() -> Iterator[Transcript]:
             notes = []
-            for source, stretches, ended in heard:
-                if ended.error is not None:
-                    yield Transcript(source.name, error=ended.error)
-                    continue
-                if ended.note:
-                    notes.append(Skipped(str(source.name), ended.note))
-                said = spell(self.tokenizer, in_sequence(self.tokenizer, stretches))
-                yield Transcript(source.name, duration=ended.seconds, **said._asdict())
+            with decoding:
+                for source, stretches, ended in in_order(heard, _is_decoded):
+                    if ended.error is not None:
+                        yield Transcript(source.name, error=ended.error)
+                        continue
+                    if ended.note:
+                        notes.append(Skipped(str(source.name), ended.note))
+                    decoded = [stretch.result() for stretch in stretches]
+                    most = self.decoder.alternatives
+                    yield transcript_of(self.tokenizer, source, decoded, ended, most)
             if notes:
                 log.warning("%s", describe_skipped(notes, verb="decided for"))
 
@@ -375,21 +397,13 @@ class Recogniser:
         return heard()
 
     @functools.cached_property
-    def decoder(self) -> GreedyDecoder:
+    def decoder(self) -> Decoder:
         """Turns what the model says of frames into labels."""
-        return GreedyDecoder(self.tokenizer.blank_id)
+        return self.chosen_decoder or GreedyDecoder(self.tokenizer.blank_id, self.temperature)
 
-    def _decoded(self, first: int, evidence: Evidence, *, frame_seconds: float) -> TimedLabels:
-        """What was said in a stretch that begins with the recording's frame `first`, and when."""
-        best = self.decoder.hypotheses(evidence)[0]
-        times = best.frames * frame_seconds
-        if ALIGNER in evidence and len(best.ids):
-            delimiter = self.tokenizer.delimiter_id
-            times = aligned_times(
-                best.ids, evidence[ALIGNER], self.decoder.blank_id, delimiter, frame_seconds
-            )
-        weights = best.frames[:, 1] - best.frames[:, 0]
-        return TimedLabels(best.ids, first * frame_seconds + times, best.confidences, weights)
+    def with_decoder(self, decoder: Decoder | None) -> Recogniser:
+        """The same model with another decoder; None: the greedy one."""
+        return dataclasses.replace(self, chosen_decoder=decoder)
 
     def evaluate(
         self,
@@ -413,6 +427,26 @@ class Recogniser:
         Raises:
             UserError: no utterance can be used, or the batch size does not suit the devices or their memory.
         """
+        clips, skipped = self.clips(utterances, unusable, name=name, batch_size=batch_size, channel=channel)
+        log.info("decoding: %s", self.decoder.describe())
+        task = self.task
+        if self.chosen_decoder is not None:
+            task = decoded_by(self.chosen_decoder, task, self.tokenizer)
+        eval_step = make_eval_step(task, self.config, self.mesh)
+        batches = self._batches(clips, batch_size)
+        result = evaluate(task, eval_step, self.params, batches, self.mesh)
+        return result._replace(figures={**result.figures, "skipped": len(unusable) + len(skipped)})
+
+    def clips(
+        self,
+        utterances: Sequence[Utterance],
+        unusable: Sequence[Skipped] = (),
+        *,
+        name: str,
+        batch_size: int = 8,
+        channel: str = "auto",
+    ) -> tuple[list[Clip], list[Skipped]]:
+        """A split's clips, and the utterances that cannot be used. Arguments and errors: as `evaluate`."""
         sharding.check_batch_size("batch_size", batch_size, self.mesh)
         if unusable:
             log.warning("%s: %s", name, describe_skipped(unusable))
@@ -426,10 +460,25 @@ class Recogniser:
         )
         hours = sum(len(clip.samples) for clip in clips) / SAMPLE_RATE / 3600
         log.info("%s: %d clips, %.2f hours", name, len(clips), hours)
-        eval_step = make_eval_step(self.task, self.config, self.mesh)
+        return clips, skipped
+
+    def log_probs(self, clips: Sequence[Clip], *, batch_size: int = 8) -> list[np.ndarray]:
+        """What the model says of each clip, in their order: float32 [T, V] of its own frames, all in memory.
+
+        They are the model's own log-probabilities, whatever its temperature. UserError as `evaluate`.
+        """
+        found: dict[int, np.ndarray] = {}
+        function, params = self._evidence(every_posterior), (self.params, None)
         batches = self._batches(clips, batch_size)
-        result = evaluate(self.task, eval_step, self.params, batches, self.mesh)
-        return result._replace(figures={**result.figures, "skipped": len(unusable) + len(skipped)})
+        results: Iterator[Any] = run_over(function, params, batches, self.mesh, field="batch_size")
+        with bar("clips heard", len(clips)) as shown:
+            for rows, evidence in results:
+                for row in np.flatnonzero(rows != FILLER):
+                    clip = int(rows[row])
+                    frames = int(self.config.frame_count(len(clips[clip].samples)))
+                    found[clip] = evidence["log_probs"][row, :frames].copy()
+                    shown.advance()
+        return [found[clip] for clip in range(len(clips))]
 
     def _batches(self, clips: Sequence[Clip], batch_size: int) -> ClipBatches:
         return ClipBatches(clips, batch_size, BUCKETS, do_normalize=self.preprocessor.do_normalize)
@@ -440,22 +489,29 @@ class Recogniser:
 
     @functools.cached_property
     def _for_alignment(self) -> Evidences:
-        return self._evidence(every_posterior)
+        return self._evidence(every_posterior, self.temperature)
 
-    def _evidence(self, of_frames: Callable[[Array, Array], dict[str, Array]]) -> Evidences:
+    def _evidence(
+        self, of_frames: Callable[[Array, Array], dict[str, Array]], temperature: float = 1.0
+    ) -> Evidences:
         """The jitted function (params, batch) -> window [B], what a decoder needs of its frames.
 
         `params` are the model's and the aligner's. Where there is an aligner, its log-probabilities are among
-        the evidence, as `ALIGNER`.
+        the evidence, as `ALIGNER`. A decoder has the model's own log-probabilities, an alignment those at the
+        temperature.
         """
         forward = forward_with_features(self.task, self.config)
 
         def evidence(params: tuple[Params, Params | None], batch: Batch) -> tuple[Array, dict[str, Array]]:
             model, aligner = params
             logits, frame_lengths, features = forward(model, batch)
-            found = of_frames(jax.nn.log_softmax(logits / self.temperature), frame_lengths)
+            found = of_frames(jax.nn.log_softmax(logits / temperature), frame_lengths)
             if aligner is not None:
                 found |= {ALIGNER: aligner_log_probs(aligner, features, frame_lengths)}
             return batch["clip"], found
 
         return jit_over_batches(evidence, self.mesh)
+
+
+def _is_decoded(heard: Heard[Future[Decoded]]) -> bool:
+    return heard.ended.error is not None or all(stretch.done() for stretch in heard.stretches)

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from flax_wavlm.data.targets import Targets
@@ -129,6 +128,10 @@ def choosing(rows: Iterable[Row]) -> list[Row]:
     return [row for row in evaluations if row.get("split") == DEV] or evaluations
 
 
+def _whole_row(row: Any) -> Any:
+    return row
+
+
 @dataclass(frozen=True)
 class Task:
     """What a model learns to say of a clip.
@@ -141,17 +144,22 @@ class Task:
         settings: the fields of WavLMConfig that the task decides, such as the head's width.
         targets: an utterance's text to labels.
         loss: what training lowers.
-        predict: (outputs, frame_lengths) -> what the host needs of each clip, [B, ...]; runs under jit.
+        predict: (outputs, frame_lengths) -> what the host needs of each clip, an array [B, ...] or a tree of
+            such arrays; runs under jit.
         decode: a clip's row of that -> its hypothesis.
-        score: (references, hypotheses, rows of predictions) -> scores by name, over the whole set.
+        score: (references, hypotheses, what is kept of rows) -> scores by name, over the whole set.
         scoring: how the scores are shown and compared.
+        keep: a clip's row -> what `score` needs of it.
+        decodes_long: `decode` takes about as long as the model does. Then it is called in threads.
     """
 
     head: Callable[[WavLMConfig, nnx.Rngs], nnx.Module]
     settings: Mapping[str, Any]
     targets: Targets
     loss: Loss
-    predict: Callable[[Array, Array], Array]
-    decode: Callable[[np.ndarray], str]
-    score: Callable[[Sequence[str], Sequence[str], Sequence[np.ndarray]], dict[str, float]]
+    predict: Callable[[Array, Array], Any]
+    decode: Callable[[Any], str]
+    score: Callable[[Sequence[str], Sequence[str], Sequence[Any]], dict[str, float]]
     scoring: Scoring
+    keep: Callable[[Any], Any] = _whole_row
+    decodes_long: bool = False

@@ -38,6 +38,15 @@ class Word(NamedTuple):
     confidence: float
 
 
+class Alternative(NamedTuple):
+    """What else may have been said in a recording, by a beam search; natural logarithms, higher is better."""
+
+    text: str
+    score: float  # what the search went by, see `beam_search.settings.BeamSettings`
+    ctc_score: float | None  # the log-probability of the labels by CTC
+    lm_score: float | None  # the words' log-probability by the language model; None: there is none
+
+
 @dataclass(frozen=True)
 class Transcript:
     """What became of one recording: what it says, or the reason why nothing is known of it.
@@ -49,6 +58,7 @@ class Transcript:
         words, characters: in the order of time. Blanks between words are no characters.
         confidence: 0 to 1, of all that was said; None where nothing was.
         error: why there is no text.
+        alternatives: by a beam search, the best one first, which is `text`; none by greedy decoding.
     """
 
     file: Path | str
@@ -58,6 +68,7 @@ class Transcript:
     characters: tuple[Character, ...] = ()
     confidence: float | None = None
     error: UserError | None = None
+    alternatives: tuple[Alternative, ...] = ()
 
 
 class TimedLabels(NamedTuple):

@@ -26,7 +26,8 @@ from flax_wavlm.data.corpora.utterance import Skipped
 from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.files import write_atomically, writing
 from flax_wavlm.models.parameters import combine
-from flax_wavlm.parallel.memory import device_bytes, held_bytes, in_gb, on_cpu, release_freed
+from flax_wavlm.parallel.machine import held_bytes, in_gb
+from flax_wavlm.parallel.memory import device_bytes, on_cpu, release_freed
 from flax_wavlm.recognition.memory import smaller_batch
 from flax_wavlm.training.config import LoopSettings, TrainConfig
 from flax_wavlm.training.memory import (

@@ -17,11 +17,11 @@ from flax_wavlm.data.batches import Batches
 from flax_wavlm.data.sampling import SAMPLE_RATE
 from flax_wavlm.errors import UserError
 from flax_wavlm.models.parameters import combine
+from flax_wavlm.parallel.machine import in_gb
 from flax_wavlm.parallel.memory import (
     OUT_OF_MEMORY,
     array_bytes,
     device_bytes,
-    in_gb,
     planned_bytes,
     smaller,
 )

@@ -114,6 +114,41 @@ CASES = [
         error=r"/no: no such file or folder",
     ),
     Case(
+        "no beam",
+        typed("transcribe", "--model=TINY", "--beam=0", "FOLDER/a.wav"),
+        error=r"--beam is 0, expected 1 to 10000",
+    ),
+    Case(
+        "a weight that is no number",
+        typed("evaluate", "--model=TINY", "--corpus=timit", "--lm=FOLDER/lm.arpa", "--alpha=nan"),
+        error=r"--alpha is nan, expected a number",
+    ),
+    Case(
+        "a weight without a language model",
+        typed("transcribe", "--model=TINY", "--lm=none", "--beta=1", "FOLDER/a.wav"),
+        error=r"--beta is 1\.0, expected no weight, as there is no language model; .* --lm",
+    ),
+    Case(
+        "hot words that are not there",
+        typed("transcribe", "--model=TINY", "--hotwords=FOLDER/no.txt", "FOLDER/a.wav"),
+        error=r"/no\.txt: cannot be read",
+    ),
+    Case(
+        "an ARPA file that is not there",
+        typed("transcribe", "--model=TINY", "--lm=FOLDER/no.arpa", "FOLDER/a.wav"),
+        error=r"/no\.arpa: ",
+    ),
+    Case(
+        "a language model that cannot be saved into a model of the hub",
+        typed("tune-lm", "--model=FOLDER/no", "--lm=x.arpa", "--corpus=timit", "--save"),
+        error=r"--model is '.*/no', expected the folder of a fine-tuned model",
+    ),
+    Case(
+        "no language model to tune",
+        typed("tune-lm", "--model=FOLDER/no", "--lm=none", "--corpus=timit"),
+        error=r"--lm is 'none', expected an ARPA file",
+    ),
+    Case(
         "a run that does not exist",
         typed("export", "--workdir=FOLDER/no", "--output=FOLDER/out"),
         error=r"/no: has no checkpoints/",

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,45 @@ def test_evaluate_speaks_of_its_own_flags(checkpoint, tmp_path):
     result = run("evaluate", "--model", checkpoint.folder, "--corpus", "manifest", "--data", tmp_path / "x")
     assert result.status == 2
     assert re.fullmatch(r"error: --data is '.*/x', expected a folder.* --data to FOLDER\n", result.stderr)
+
+
+ARPA = r"""
+\data\
+ngram 1=6
+
+\1-grams:
+-99	<s>
+-1	</s>
+-3	<unk>
+-0.7	the
+-0.7	word
+-1.5	a
+
+\end\
+"""
+
+
+@pytest.mark.slow
+def test_tune_lm(checkpoint, corpus, tmp_path):
+    """What it saves is what evaluate uses by itself, with the same result."""
+    model = shutil.copytree(checkpoint.folder, tmp_path / "model")
+    lm, words = tmp_path / "words.arpa", tmp_path / "words.txt"
+    lm.write_text(ARPA)
+    words.write_text("the word\n")
+    speech = ["--corpus", "manifest", "--data", corpus, "--split", "train"]
+    search = ["--beam", 4, "--hotwords", words]
+    result = run("tune-lm", "--model", model, "--lm", lm, *speech, *search, "--save")
+    assert result.status == 0, result.stderr
+    lines = result.stdout.splitlines()
+    pairs = [line for line in lines if re.fullmatch(r"alpha [\d.]+ +beta [-\d.]+ +WER [\d.]+", line)]
+    assert len(pairs) > 20
+    assert re.fullmatch(rf"greedy WER [\d.]+, the best of {len(pairs)} pairs [\d.]+", lines[-3])
+    weights = re.fullmatch(r"(--alpha [\d.]+) (--beta [-\d.]+)", lines[-1])
+    assert weights
+    evaluated = run("evaluate", "--model", model, *speech, *search).stdout
+    assert f"WER {lines[-3].split()[-1]} " in evaluated.splitlines()[-1]
+    used = weights[0].replace("--", "").replace(" beta", ", beta")
+    assert f"decoding: beam 4, lm.arpa, {used}" in evaluated
 
 
 def test_convert_and_verify(checkpoint, corpus, tmp_path):

@@ -21,6 +21,8 @@ SCRIPTS = {
     "align.py": "align",
     "segment.py": "segment",
     "fit_aligner.py": "fit-aligner",
+    "train_lm.py": "train-lm",
+    "tune_lm.py": "tune-lm",
     "convert.py": "convert",
     "export_pytorch.py": "export",
 }
@@ -32,8 +34,8 @@ def test_list_of_commands(arguments: list[str], capsys: pytest.CaptureFixture[st
     assert app.main(arguments) == 0
     printed = capsys.readouterr().out
     assert all(re.search(rf"^  {name} +\w", printed, re.M) for name in app.COMMANDS)
-    names = ["train", "evaluate", "transcribe", "align", "segment", "fit-aligner", "convert", "export"]
-    assert list(app.COMMANDS) == names
+    names = ["train", "evaluate", "transcribe", "align", "segment", "fit-aligner", "train-lm", "tune-lm"]
+    assert list(app.COMMANDS) == [*names, "convert", "export"]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

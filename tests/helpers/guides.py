@@ -1,4 +1,4 @@
-"""The blocks of docs/transcribe.md and docs/align.md, run as they are written where their files are."""
+"""The blocks of guides in docs/, run as they are written where their files are."""
 
 import contextlib
 import io
@@ -15,7 +15,8 @@ from helpers.commands import run
 from helpers.pages import Block, blocks
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = {name: (DOCS / name).read_text(encoding="utf-8") for name in ("transcribe.md", "align.md")}
+GUIDES = ("transcribe.md", "align.md", "language-models.md")
+PAGES = {name: (DOCS / name).read_text(encoding="utf-8") for name in GUIDES}
 RUN = [block for page in PAGES.values() for block in blocks(page)]
 
 
@@ -30,6 +31,9 @@ def lay_out(folder: Path, clips: Sequence[np.ndarray], texts: Sequence[str]) -> 
         soundfile.write(folder / name, joined, 16_000)
     said = " ".join(texts[:5])
     (folder / "interview.txt").write_text(said, encoding="utf-8")
+    (folder / "letters.txt").write_text("\n".join(texts[3:]), encoding="utf-8")
+    (folder / "minutes.txt").write_text("\n".join(texts[4:]), encoding="utf-8")
+    (folder / "names.txt").write_text(texts[0].split()[0], encoding="utf-8")
     for number, (clip, text) in enumerate(zip(clips, texts, strict=True)):
         split = "test" if number < 3 else "train"
         for place in ("my-speech", *(["recordings"] if split == "test" else [])):

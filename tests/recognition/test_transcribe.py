@@ -1,9 +1,14 @@
 """Speech to text: the same text as transformers gives, whatever shares the batch, and one bad file alone."""
 
+import dataclasses
+import functools
 import json
 import shutil
+import threading
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -12,12 +17,13 @@ import transformers
 from helpers.reference import Reference, tiny_reference
 
 from flax_wavlm.data.corpora.load import load_corpus
-from flax_wavlm.data.corpora.utterance import Samples, Skipped
+from flax_wavlm.data.corpora.utterance import Samples, Skipped, Utterance
 from flax_wavlm.data.preprocessor import Preprocessor
 from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.errors import UserError
 from flax_wavlm.porting.verify import speech_like
 from flax_wavlm.recognition import memory
+from flax_wavlm.recognition.decoding import GreedyDecoder, best_path
 from flax_wavlm.recognition.metrics import error_rates
 from flax_wavlm.recognition.recogniser import Recogniser
 from flax_wavlm.recognition.recordings import Source
@@ -252,3 +258,81 @@ def test_a_window_that_needs_too_much_memory_is_refused_before(recogniser, monke
     assert list(recogniser.transcripts([], window=60.0, batch_size=8)) == []
     with pytest.raises(UserError, match="window is -1"):
         recogniser.transcripts([], window=-1.0)
+
+
+# --- Other decoders -----------------------------------------------------------------------------------------
+
+
+class InThreads:
+    """The greedy decoder as one that takes long, with a worse hypothesis beside the best one."""
+
+    takes_long, alternatives = True, 2
+
+    def __init__(self, recogniser: Recogniser):
+        self.greedy = GreedyDecoder(recogniser.tokenizer.blank_id, recogniser.temperature)
+        self.threads: set[threading.Thread] = set()
+
+    def describe(self) -> str:
+        return "greedy in threads"
+
+    def evidence(self, log_probs, frame_lengths):
+        return self.greedy.evidence(log_probs, frame_lengths)
+
+    def hypotheses(self, evidence):
+        self.threads.add(threading.current_thread())
+        [best] = self.greedy.hypotheses(evidence)
+        best = best._replace(ctc_score=best.score)
+        return [best, best._replace(ids=best.ids[:-1], score=best.score - 1, ctc_score=best.score - 1)]
+
+
+class Failing(InThreads):
+    def hypotheses(self, evidence):
+        raise UserError("the model's outputs are not numbers")
+
+
+def test_a_decoder_in_threads_gives_the_same_transcripts(recogniser, clips):
+    decoder = InThreads(recogniser)
+    said = [np.concatenate([full_scale(clip) for clip in clips]), full_scale(clips[3])]
+    expected = recogniser.transcribe(said, window=2.5)
+    found = recogniser.with_decoder(decoder).transcribe(said, window=2.5)
+    assert [dataclasses.replace(transcript, alternatives=()) for transcript in found] == expected
+    assert threading.current_thread() not in decoder.threads
+    for transcript in found:
+        assert transcript.alternatives[0].text == transcript.text
+        assert len(transcript.alternatives) == 2
+        assert transcript.alternatives[1].score == pytest.approx(transcript.alternatives[0].score - 1)
+    assert all(transcript.alternatives == () for transcript in expected)
+
+
+def test_what_fails_in_a_thread_is_said(recogniser, clips):
+    with pytest.raises(UserError, match="the model's outputs are not numbers"):
+        recogniser.with_decoder(Failing(recogniser)).transcribe(clips[:6])
+
+
+def test_evaluation_by_a_decoder(recogniser, clips, tmp_path):
+    """The texts are its own; the loss and the padded WER are of the model's outputs."""
+    utterances = [
+        Utterance(str(i), functools.partial(Samples, full_scale(clip), 16_000), f"words {i}")
+        for i, clip in enumerate(clips[1:5])
+    ]
+    expected = recogniser.evaluate(utterances, name="test")
+    decoder = InThreads(recogniser)
+    found = recogniser.with_decoder(decoder).evaluate(utterances, name="test")
+    assert found.predictions == expected.predictions
+    assert found.figures == pytest.approx(expected.figures, rel=1e-6)
+    assert threading.current_thread() not in decoder.threads
+    with pytest.raises(UserError, match="the model's outputs are not numbers"):
+        recogniser.with_decoder(Failing(recogniser)).evaluate(utterances, name="test")
+
+
+def test_greedy_evidence_is_bit_for_bit_that_of_the_logits():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 50, 32)) * 4, jnp.float32)
+    lengths = jnp.array([50, 30])
+    log_probs = jax.nn.log_softmax(logits)
+    found = GreedyDecoder(0).evidence(log_probs, lengths)
+    assert np.array_equal(found["path"], best_path(logits, lengths))
+    assert np.array_equal(found["log_prob"], log_probs.max(-1))
+    tempered = jax.nn.log_softmax(logits / 2)
+    found = GreedyDecoder(0, 2.0).evidence(log_probs, lengths)
+    assert np.array_equal(found["path"], best_path(logits, lengths))
+    np.testing.assert_allclose(found["log_prob"], tempered.max(-1), atol=1e-6)

@@ -119,15 +119,19 @@ def test_no_label_beyond_the_head(tmp_path: Path) -> None:
         bare.encode("ab")
 
 
-def test_an_n_gram_decoder_is_mentioned_once(
+def test_a_language_model_in_the_folder_is_used(
     wide: Reference, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = with_width(wide, 32, tmp_path)
-    (folder / "alphabet.json").write_text("{}")
     (folder / "language_model").mkdir()
+    (folder / "language_model" / "a.arpa").write_text(
+        "\\data\\\nngram 1=4\n\n\\1-grams:\n-99 <s>\n-1 </s>\n-4 <unk>\n-0.5 she\n\n\\end\\\n"
+    )
     with caplog.at_level(logging.INFO, "flax_wavlm"):
-        Recogniser.from_pretrained(folder)
-    assert caplog.text.count("n-gram decoder (alphabet.json, language_model) is not used") == 1
+        found = Recogniser.from_pretrained(folder, beam=10)
+    assert caplog.text.count("a.arpa: the model's own language model is used") == 1
+    assert found.decoder.describe() == "beam 10, a.arpa, alpha 0.5, beta 1.5"
+    assert Recogniser.from_pretrained(folder, lm="none").decoder.describe() == "greedy"
 
 
 @pytest.mark.slow

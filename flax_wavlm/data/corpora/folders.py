@@ -31,7 +31,7 @@ def read_utf8(file: Path) -> str:
         data = file.read_bytes()
     except OSError as error:
         raise cannot_read(file, error, expected="a text file") from error
-    if (encoding := _wide_encoding(data)) is not None:
+    if (encoding := wide_encoding(data)) is not None:
         raise UserError(
             f"is {encoding.upper()}",
             where=file,
@@ -52,7 +52,7 @@ def read_utf8(file: Path) -> str:
         ) from error
 
 
-def _wide_encoding(data: bytes) -> str | None:
+def wide_encoding(data: bytes) -> str | None:
     """UTF-16 or UTF-32, as Windows programs write it: by its byte order mark, or by zeros beside ASCII."""
     if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
         return "utf-32"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from flax_wavlm.parallel.memory import in_gb
+from flax_wavlm.parallel.machine import in_gb
 
 WIDTH = 40  # of a histogram's longest bar, in characters
 
