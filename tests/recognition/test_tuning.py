@@ -11,7 +11,7 @@ from flax_wavlm.language_model.tables import BEGIN, END, UNKNOWN, NGramTables, T
 from flax_wavlm.recognition.beam_search import tuning
 from flax_wavlm.recognition.beam_search.decoder import BeamDecoder
 from flax_wavlm.recognition.beam_search.settings import BeamSettings
-from flax_wavlm.recognition.beam_search.tuning import Heard, Tried, Tuning, score_of, search_weights, tune
+from flax_wavlm.recognition.beam_search.tuning import KnownClip, Tried, Tuning, score_of, search_weights, tune
 
 TOKENIZER = CTCTokenizer.from_texts(["abc d"])
 
@@ -40,13 +40,13 @@ def unigrams(**log10_probs: float) -> NGramTables:
     return NGramTables(tuple(words), (table,))
 
 
-def heard(text: str, *frames: dict[str, float]) -> Heard:
+def heard(text: str, *frames: dict[str, float]) -> KnownClip:
     """A clip whose frames are letter (or "_", the blank) to posterior."""
     posteriors = np.full((len(frames), TOKENIZER.size), 1e-4)
     for row, frame in zip(posteriors, frames, strict=True):
         for letter, posterior in frame.items():
             row[TOKENIZER.blank_id if letter == "_" else TOKENIZER.encode(letter)[0]] = posterior
-    return Heard(text, np.log(posteriors / posteriors.sum(1, keepdims=True)).astype(np.float32))
+    return KnownClip(text, np.log(posteriors / posteriors.sum(1, keepdims=True)).astype(np.float32))
 
 
 def test_the_best_alpha_of_a_toy_is_inside() -> None:

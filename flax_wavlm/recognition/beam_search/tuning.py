@@ -37,7 +37,7 @@ MOST_MOVES = 4  # with steps of one size
 DIGITS = 4  # of weights, so that two ways to a pair lead to the same one
 
 
-class Heard(NamedTuple):
+class KnownClip(NamedTuple):
     """A clip whose text is known."""
 
     text: str
@@ -69,7 +69,7 @@ class Tuning(NamedTuple):
         return min(self.tried, key=lambda tried: tried.rank)
 
 
-def tune(decoder: BeamDecoder, clips: Sequence[Heard], tokenizer: CTCTokenizer) -> Tuning:
+def tune(decoder: BeamDecoder, clips: Sequence[KnownClip], tokenizer: CTCTokenizer) -> Tuning:
     """Decodes clips with many pairs of weights; deterministic.
 
     Args:
@@ -126,8 +126,8 @@ def tune_on(
     frames = sum(int(recogniser.config.frame_count(len(clip.samples))) for clip in clips)
     check_memory(frames, recogniser.config.vocab_size)
     log_probs = recogniser.log_probs(clips, batch_size=batch_size)
-    heard = [Heard(clip.text, array) for clip, array in zip(clips, log_probs, strict=True)]
-    return tune(decoder, heard, recogniser.tokenizer)
+    known = [KnownClip(clip.text, array) for clip, array in zip(clips, log_probs, strict=True)]
+    return tune(decoder, known, recogniser.tokenizer)
 
 
 def search_weights(error_rate: Callable[[float, float], float]) -> list[Tried]:
