@@ -5,10 +5,11 @@
 
 Three sets of clips: the demo's test sentences; sentences of the same words in any order, 3 to 9 of them, by
 the test's voices; and NLTK's sample of TIMIT, where TIMIT_SAMPLE_DIR says where it is. The word times of the
-synthetic sets are espeak-ng's, those of the sample were made by hand. Errors are absolute differences, begins
-and ends together. "Recognised" counts the words of a hypothesis that match the reference. Where the text is
-known, the reference itself is aligned. The sample has letters that the demo's model lacks. So for it a new
-aligner is fitted to that model's feature encoder, on the sample's other speakers, and the text is known.
+synthetic sets are espeak-ng's, those of the sample's words and phones were made by hand. Errors are absolute
+differences, begins and ends together. "Recognised" counts the words of a hypothesis that match the reference.
+Where the text is known, the reference itself is aligned. The sample has letters that the demo's model lacks.
+So for it a new aligner is fitted to that model's feature encoder, on the sample's other speakers, and the
+text is known. A further one is fitted for phones.
 
 The two offsets of the aligner (`flax_wavlm/recognition/aligner.py`) come from none of these clips. They are
 measured on German sentences, with an aligner that is fitted to others of them; the table has how far the
@@ -52,6 +53,7 @@ ROOT = Path(__file__).parents[1]
 RECOGNISED = {"median": 25.0, "90th percentile": 120.0}  # ms, at most
 TEXT_KNOWN = {"median": 20.0, "90th percentile": 100.0}
 SAMPLE_HELD_OUT = ("dr1-mcpm0", "dr4-falr0", "dr5-ftlg0", "dr7-madd0")  # as configs/timit_sample.py
+SILENCES = ("h#", "pau", "epi")  # in TIMIT's phone files
 PER_SPEAKER = 10
 WORDS = (3, 9)  # of a sentence in any order
 
@@ -100,21 +102,38 @@ def speak_in_any_order(folder: Path, clips: int, *, seed: int = 0) -> list[Utter
     return found
 
 
-def with_times(utterances: Sequence[Utterance], tokenizer: CTCTokenizer, frame_count: Callable) -> list[Said]:
-    """The clips that can be used, with the word times beside their audio."""
+def word_times(audio: Path) -> list[Spoken]:
+    """The words of a clip, from the file of them beside it."""
+    return _times(audio, ".wrd")
+
+
+def phone_times(audio: Path) -> list[Spoken]:
+    """The phones of a clip of TIMIT, without silences."""
+    return [phone for phone in _times(audio, ".phn") if phone.word not in SILENCES]
+
+
+def _times(audio: Path, suffix: str) -> list[Spoken]:
+    times = next(path for name in (suffix.upper(), suffix) if (path := audio.with_suffix(name)).exists())
+    lines = (line.split() for line in times.read_text(encoding="utf-8").splitlines())
+    return [
+        Spoken(word.lower(), int(begin) / SAMPLE_RATE, int(end) / SAMPLE_RATE) for begin, end, word in lines
+    ]
+
+
+def with_times(
+    utterances: Sequence[Utterance],
+    tokenizer: CTCTokenizer,
+    frame_count: Callable,
+    read: Callable[[Path], list[Spoken]] = word_times,
+) -> list[Said]:
+    """The clips that can be used, with the times that `read` finds beside their audio."""
     by_id = {utterance.id: utterance for utterance in utterances}
     clips, _ = usable_clips(utterances, tokenizer, frame_count=frame_count, drop_infeasible=False)
     found = []
     for clip in clips:
         audio = by_id[clip.id].audio
         assert isinstance(audio, Path)
-        times = next(path for suffix in (".WRD", ".wrd") if (path := audio.with_suffix(suffix)).exists())
-        lines = (line.split() for line in times.read_text(encoding="utf-8").splitlines())
-        words = [
-            Spoken(word.lower(), int(begin) / SAMPLE_RATE, int(end) / SAMPLE_RATE)
-            for begin, end, word in lines
-        ]
-        found.append(Said(clip, words))
+        found.append(Said(clip, read(audio)))
     return found
 
 
@@ -283,12 +302,17 @@ class OtherLetters:
         return [Spoken(word, start, end) for word, start, end, _ in spelled.words]
 
 
-def fitted(folder: Path, utterances: Sequence[Utterance], *, steps: int) -> OtherLetters:
-    """The model of a folder with an aligner for the letters of these clips, which it is fitted on."""
+def fitted(
+    folder: Path, utterances: Sequence[Utterance], *, steps: int, unit: str = "character"
+) -> OtherLetters:
+    """The model of a folder with an aligner for the letters of these clips, which it is fitted on.
+
+    `unit`: "token" where a text is symbols with blanks between them.
+    """
     from flax_wavlm.recognition.recogniser import Recogniser
     from flax_wavlm.training.aligner import Listener, fit_aligner
 
-    rule = TextRule()
+    rule = TextRule(unit=unit)
     tokenizer = CTCTokenizer.from_texts([rule(utterance.text) for utterance in utterances], rule)
     model = Recogniser.from_pretrained(folder)
     config = model.config.replace(vocab_size=tokenizer.size)
@@ -305,19 +329,40 @@ def fitted(folder: Path, utterances: Sequence[Utterance], *, steps: int) -> Othe
 
 
 def measure_sample(sample: Path, folder: Path, *, steps: int) -> list[dict]:
-    """The sample of TIMIT, with the text known."""
+    """The sample of TIMIT, with the words known, and with the phones known."""
     train, test = (
         load_corpus("timit_sample", sample, split, held_out_speakers=SAMPLE_HELD_OUT)[0]
         for split in ("train", "test")
     )
-    ours = fitted(folder, train, steps=steps)
-    said = with_times(test, ours.tokenizer, ours.config.frame_count)
+    rows = _measure_sample(train, test, folder, "text", word_times, steps=steps, unit="character")
+    train, test = ([in_phones(utterance) for utterance in part] for part in (train, test))
+    return rows + _measure_sample(train, test, folder, "phones", phone_times, steps=steps, unit="token")
+
+
+def in_phones(utterance: Utterance) -> Utterance:
+    """The utterance, with its phones as its text."""
+    assert isinstance(utterance.audio, Path)
+    text = " ".join(phone.word for phone in phone_times(utterance.audio))
+    return dataclasses.replace(utterance, text=text)
+
+
+def _measure_sample(
+    train: Sequence[Utterance],
+    test: Sequence[Utterance],
+    folder: Path,
+    what: str,
+    read: Callable[[Path], list[Spoken]],
+    *,
+    steps: int,
+    unit: str,
+) -> list[dict]:
+    ours = fitted(folder, train, steps=steps, unit=unit)
+    said = with_times(test, ours.tokenizer, ours.config.frame_count, read)
     clips = [one.clip for one in said]
     known = [ours.words(heard, clip.labels) for heard, clip in zip(ours.hear(clips), clips, strict=True)]
     total = sum(len(words) for _, words in said)
-    return rows_of(
-        f"TIMIT's sample, {len(clips)} clips, text known", differences(said, known), None, None, total
-    )
+    name = f"TIMIT's sample, {len(clips)} clips, {what} known"
+    return rows_of(name, differences(said, known), None, None, total)
 
 
 def measure_offsets(folder: Path, scratch: Path, *, clips: int, steps: int) -> list[dict]:

@@ -30,6 +30,7 @@ from flax_wavlm.recognition.alignment import align_labels, frames_needed
 
 Array = jax.Array
 
+ALIGNER = "aligner"  # the name of an aligner's log-probabilities in the evidence of frames
 ALIGNER_FILE = "aligner.safetensors"
 METADATA = "flax_wavlm.aligner"  # the entry of the file that says in JSON what it is
 VERSION = 1  # of the file, and of what its tensors mean

@@ -88,7 +88,7 @@ def character_ctc(tokenizer: CTCTokenizer, *, reduction: str = "mean", corpus: s
     )
 
 
-class Heard(NamedTuple):
+class DecoderInput(NamedTuple):
     """What a decoder other than the greedy one is given: of a batch [B, T, ...], or of a clip [T, ...]."""
 
     path: Array  # the best path
@@ -102,19 +102,19 @@ def decoded_by(decoder: Decoder, task: Task, tokenizer: CTCTokenizer) -> Task:
         decoder: for the tokenizer's labels.
     """
 
-    def predict(logits: Array, frame_lengths: Array) -> Heard:
+    def predict(logits: Array, frame_lengths: Array) -> DecoderInput:
         evidence = decoder.evidence(jax.nn.log_softmax(logits), frame_lengths)
-        return Heard(best_path(logits, frame_lengths), evidence)
+        return DecoderInput(best_path(logits, frame_lengths), evidence)
 
-    def decode(heard: Heard) -> str:
-        frames = len(path_of_clip(heard.path))
-        best = decoder.hypotheses({name: array[:frames] for name, array in heard.evidence.items()})[0]
+    def decode(given: DecoderInput) -> str:
+        frames = len(path_of_clip(given.path))
+        best = decoder.hypotheses({name: array[:frames] for name, array in given.evidence.items()})[0]
         return tokenizer.normalise_hypothesis(tokenizer.decode(best.ids, collapsed=True))
 
     return replace(
         task,
         predict=predict,
         decode=decode,
-        keep=lambda heard: heard.path.copy(),
+        keep=lambda given: given.path.copy(),
         decodes_long=decoder.takes_long,
     )

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -35,23 +35,21 @@ from flax_wavlm.porting.pretrained import open_weights
 from flax_wavlm.progress import bar, drawing
 from flax_wavlm.recognition.align import align_recording, report
 from flax_wavlm.recognition.aligner import (
+    ALIGNER,
     ALIGNER_FILE,
-    aligned_times,
     aligner_log_probs,
     encoder_checksum,
     load_aligner,
 )
-from flax_wavlm.recognition.alternatives import alternatives
 from flax_wavlm.recognition.beam_search.choice import Asked, choose_decoder
 from flax_wavlm.recognition.ctc_task import character_ctc, decoded_by
-from flax_wavlm.recognition.decoding import Decoder, GreedyDecoder, Hypothesis, every_posterior
+from flax_wavlm.recognition.decoding import Decoder, GreedyDecoder, every_posterior
 from flax_wavlm.recognition.emissions import Emissions, whole
 from flax_wavlm.recognition.evaluate import Evaluation, evaluate, make_eval_step
 from flax_wavlm.recognition.forward import ClipBatches, forward_with_features, jit_over_batches, run_over
 from flax_wavlm.recognition.memory import check_memory
 from flax_wavlm.recognition.recordings import (
     BUCKETS,
-    Ended,
     Evidence,
     Heard,
     Source,
@@ -60,9 +58,10 @@ from flax_wavlm.recognition.recordings import (
     read_windows,
     stated_seconds,
 )
+from flax_wavlm.recognition.stretches import Decoded, StretchDecoder, transcript_of
 from flax_wavlm.recognition.task import Batch, Task
 from flax_wavlm.recognition.threads import Decoding, in_order
-from flax_wavlm.recognition.transcript import Alternative, TimedLabels, Transcript, in_sequence, spell
+from flax_wavlm.recognition.transcript import Transcript
 from flax_wavlm.recognition.windows import UNKNOWN, Windowing
 
 log = logging.getLogger(__name__)
@@ -70,15 +69,6 @@ log = logging.getLogger(__name__)
 Array = jax.Array
 T = TypeVar("T")
 Evidences = Callable[..., tuple[Array, dict[str, Array]]]
-
-ALIGNER = "aligner"  # the name of an aligner's log-probabilities in the evidence of frames
-
-
-class Decoded(NamedTuple):
-    """What was said in a stretch of speech."""
-
-    labels: TimedLabels  # of the best hypothesis
-    hypotheses: list[Hypothesis]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +104,8 @@ class Recogniser:
     ) -> Recogniser:
         """Loads a folder, file or hub id, in any format that `porting.pretrained.open_weights` reads.
 
+        Decoding is greedy where there is neither a language model nor a beam nor a hot word.
+
         Args:
             source: tokenizer and preprocessor files lie in the folder, or beside the file.
             dtype: the type of matrix products, "float32" or "bfloat16".
@@ -123,8 +115,6 @@ class Recogniser:
             alpha, beta: weights of the language model and of a word, see `BeamSettings`; None: those in the
                 model's folder for its own language model, else the defaults.
             hotwords: words and phrases that are expected.
-        Without a language model, a beam and hot words, decoding is greedy.
-
         Raises:
             UserError: the checkpoint has no CTC head, a file is missing or damaged, head and tokenizer are of
                 different widths, or the language model or a hot word cannot be used.
@@ -272,31 +262,26 @@ class Recogniser:
         if self.chosen_decoder is not None:
             log.info("decoding: %s", self.decoder.describe())
         windowing = self.windowing(settings.pop("window", 0.0), at_pauses=settings.pop("at_pauses", True))
-        decoded = functools.partial(self._decoded, frame_seconds=windowing.hop / SAMPLE_RATE)
-        decoding: Decoding[Decoded] = Decoding(decoded, in_threads=self.decoder.takes_long)
+        decode = StretchDecoder(self.decoder, self.tokenizer, windowing.hop / SAMPLE_RATE)
+        decoding: Decoding[Decoded] = Decoding(decode, in_threads=self.decoder.takes_long)
         heard = self._heard(sources, windowing, self._for_decoder, decoding, times=times, **settings)
 
         def spelled() -> Iterator[Transcript]:
             notes = []
             with decoding:
                 for source, stretches, ended in in_order(heard, _is_decoded):
-                    if ended.note and ended.error is None:
+                    if ended.error is not None:
+                        yield Transcript(source.name, error=ended.error)
+                        continue
+                    if ended.note:
                         notes.append(Skipped(str(source.name), ended.note))
-                    yield self._spelled(source, [stretch.result() for stretch in stretches], ended)
+                    decoded = [stretch.result() for stretch in stretches]
+                    most = self.decoder.alternatives
+                    yield transcript_of(self.tokenizer, source, decoded, ended, most)
             if notes:
                 log.warning("%s", describe_skipped(notes, verb="decided for"))
 
         return spelled()
-
-    def _spelled(self, source: Source, stretches: list[Decoded], ended: Ended) -> Transcript:
-        """The transcript of a recording, from what was said in its stretches."""
-        if ended.error is not None:
-            return Transcript(source.name, error=ended.error)
-        said = spell(self.tokenizer, in_sequence(self.tokenizer, [stretch.labels for stretch in stretches]))
-        others: tuple[Alternative, ...] = ()
-        if most := self.decoder.alternatives:
-            others = alternatives(self.tokenizer, [stretch.hypotheses for stretch in stretches], most)
-        return Transcript(source.name, duration=ended.seconds, alternatives=others, **said._asdict())
 
     def emissions(self, source: str | Path | Samples, **settings: Any) -> Emissions:
         """What the model says of each frame of a recording of any length: an audio file, or samples.
@@ -420,19 +405,6 @@ class Recogniser:
         """The same model with another decoder; None: the greedy one."""
         return dataclasses.replace(self, chosen_decoder=decoder)
 
-    def _decoded(self, first: int, evidence: Evidence, *, frame_seconds: float) -> Decoded:
-        """What was said in a stretch that begins with the recording's frame `first`, and when."""
-        found = self.decoder.hypotheses(evidence)
-        best = found[0]
-        times = best.frames * frame_seconds
-        if ALIGNER in evidence and len(best.ids):
-            delimiter = self.tokenizer.delimiter_id
-            times = aligned_times(
-                best.ids, evidence[ALIGNER], self.tokenizer.blank_id, delimiter, frame_seconds
-            )
-        weights = best.frames[:, 1] - best.frames[:, 0]
-        return Decoded(TimedLabels(best.ids, first * frame_seconds + times, best.confidences, weights), found)
-
     def evaluate(
         self,
         utterances: Sequence[Utterance],
@@ -542,4 +514,4 @@ class Recogniser:
 
 
 def _is_decoded(heard: Heard[Future[Decoded]]) -> bool:
-    return all(stretch.done() for stretch in heard.stretches)
+    return heard.ended.error is not None or all(stretch.done() for stretch in heard.stretches)

@@ -50,8 +50,10 @@ class Asked:
 
     def __post_init__(self) -> None:
         """Raises UserError for a value that cannot be used whatever the model is."""
-        if self.beam is not None and not 1 <= self.beam <= MOST_BEAM:
+        if self.beam is not None and not (isinstance(self.beam, int) and 1 <= self.beam <= MOST_BEAM):
             raise UserError(field="decoding.beam", found=self.beam, expected=f"1 to {MOST_BEAM}")
+        if isinstance(self.hotwords, str):
+            raise UserError(field="decoding.hotwords", found=self.hotwords, expected="a list of words")
         for name, value in (("alpha", self.alpha), ("beta", self.beta)):
             if value is not None and not math.isfinite(value):
                 raise UserError(field=f"decoding.{name}", found=value, expected="a number")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +37,7 @@ MOST_MOVES = 4  # with steps of one size
 DIGITS = 4  # of weights, so that two ways to a pair lead to the same one
 
 
-class Heard(NamedTuple):
+class KnownClip(NamedTuple):
     """A clip whose text is known."""
 
     text: str
@@ -69,7 +69,7 @@ class Tuning(NamedTuple):
         return min(self.tried, key=lambda tried: tried.rank)
 
 
-def tune(decoder: BeamDecoder, clips: Sequence[Heard], tokenizer: CTCTokenizer) -> Tuning:
+def tune(decoder: BeamDecoder, clips: Sequence[KnownClip], tokenizer: CTCTokenizer) -> Tuning:
     """Decodes clips with many pairs of weights; deterministic.
 
     Args:
@@ -77,8 +77,8 @@ def tune(decoder: BeamDecoder, clips: Sequence[Heard], tokenizer: CTCTokenizer) 
         clips: whose text has gone through the tokenizer's text rule.
         tokenizer: the model's.
     """
-    score = score_of([clip.text for clip in clips], tokenizer)
     references = [clip.text for clip in clips]
+    score = score_of(references)
     greedy = [collapse(clip.log_probs.argmax(axis=-1), tokenizer.blank_id) for clip in clips]
     longest_first = np.argsort([-len(clip.log_probs) for clip in clips], kind="stable")
 
@@ -126,8 +126,8 @@ def tune_on(
     frames = sum(int(recogniser.config.frame_count(len(clip.samples))) for clip in clips)
     check_memory(frames, recogniser.config.vocab_size)
     log_probs = recogniser.log_probs(clips, batch_size=batch_size)
-    heard = [Heard(clip.text, array) for clip, array in zip(clips, log_probs, strict=True)]
-    return tune(decoder, heard, recogniser.tokenizer)
+    known = [KnownClip(clip.text, array) for clip, array in zip(clips, log_probs, strict=True)]
+    return tune(decoder, known, recogniser.tokenizer)
 
 
 def search_weights(error_rate: Callable[[float, float], float]) -> list[Tried]:
@@ -161,10 +161,13 @@ def search_weights(error_rate: Callable[[float, float], float]) -> list[Tried]:
     return list(tried.values())
 
 
-def score_of(texts: Iterable[str], tokenizer: CTCTokenizer) -> str:
-    """The error rate that judges: "cer" where there are no blanks between words, else "wer"."""
-    blanks = tokenizer.delimiter_id is not None or tokenizer.by_token
-    return "wer" if blanks and any(" " in text.strip() for text in texts) else "cer"
+def score_of(texts: Sequence[str]) -> str:
+    """The error rate that judges, as for `train.best_by`: "cer" where most texts are one word, else "wer".
+
+    Texts without blanks between words are such ones.
+    """
+    single = sum(len(text.split()) == 1 for text in texts)
+    return "cer" if 2 * single > len(texts) else "wer"
 
 
 def check_memory(frames: int, labels: int) -> None:
