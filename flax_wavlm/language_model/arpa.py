@@ -330,7 +330,8 @@ def _texts(model: NGramTables) -> Iterator[str]:
         for first in range(0, len(table.ids), _AT_ONCE):
             part = slice(first, first + _AT_ONCE)
             words = [[model.words[i] for i in column] for column in table.ids[part].T.tolist()]
-            columns = [_as_read(table.log10_probs[part]), *words]
+            # An estimate's rounding may leave it above 0.
+            columns = [_as_read(np.minimum(table.log10_probs[part], 0.0)), *words]
             if n < model.order:
                 columns.append(_as_read(table.log10_backoffs[part]))
             yield "".join([line % row for row in zip(*columns, strict=True)])

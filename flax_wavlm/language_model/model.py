@@ -109,7 +109,7 @@ class NGramModel:
 
     @classmethod
     def of(cls, model: NGramTables) -> NGramModel:
-        """The automaton of tables. A million n-grams take about a second.
+        """The automaton of tables. A million n-grams take less than a second.
 
         The context of each n-gram is an n-gram too, but in files of pruned models some may be missing. They
         are entered, which changes no probability.

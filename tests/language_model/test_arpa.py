@@ -234,6 +234,13 @@ def test_what_is_written_is_read_back(name: str, tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [name]
 
 
+def test_a_probability_that_rounding_made_more_than_1_is_written_as_1(tmp_path: Path) -> None:
+    tables = random_model(0, 1)
+    tables.tables[0].log10_probs[0] = 1e-16
+    write_arpa(tmp_path / "lm.arpa", tables)
+    assert read_arpa(tmp_path / "lm.arpa").tables[0].log10_probs[0] == 0
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with refused("cannot be written", where="lm.arpa"):
         write_arpa(tmp_path / "missing" / "lm.arpa", random_model(0, 2))
