@@ -5,9 +5,9 @@
 
 The process reads commands from its standard input, a line each, and answers each with a line of JSON:
 
-    ready   the versions
-    block   the seconds that decoding all clips takes
-    texts   the texts of each clip's best hypotheses
+    ready     the versions
+    block N   the seconds of a pass over all clips, from N passes
+    texts     the texts of each clip's best hypotheses
 """
 
 from __future__ import annotations
@@ -129,12 +129,15 @@ def main(name: str, file: str, processes: int) -> None:
     decode = DECODERS[name](job)
     with multiprocessing.get_context("fork").Pool(processes) as pool:
         for line in sys.stdin:
+            command, _, passes = line.strip().partition(" ")
             answer: Any = {package: importlib.metadata.version(package) for package in PACKAGES[name]}
-            if line.strip() != "ready":
-                start = time.perf_counter()
+            if command == "texts":
                 answer = pool.map(decode_clip, range(len(clips)), chunksize=1)
-                if line.strip() == "block":
-                    answer = time.perf_counter() - start
+            elif command == "block":
+                start = time.perf_counter()
+                for _ in range(int(passes)):
+                    pool.map(decode_clip, range(len(clips)), chunksize=1)
+                answer = (time.perf_counter() - start) / int(passes)
             print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -135,6 +135,7 @@ def test_model_and_step_need_no_package_for_data():
         "languages --languages de",
         "alignment",
         "word_times",
+        "beam_search",
     ],
 )
 def test_rehearsal(script: str, tmp_path: Path):
