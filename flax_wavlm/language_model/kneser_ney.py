@@ -35,7 +35,7 @@ from flax_wavlm.language_model.counting import (
     count_ngrams,
 )
 from flax_wavlm.language_model.tables import NGramTables, Table
-from flax_wavlm.parallel.machine import in_gb
+from flax_wavlm.parallel.machine import in_mb
 
 log = logging.getLogger(__name__)
 
@@ -70,14 +70,14 @@ def kneser_ney(text: Text, order: int, *, prune: Sequence[int] = ()) -> Estimate
         "%d words and marks of sentences, a vocabulary of %d; counting needs up to %s of memory",
         len(text.ids),
         len(text.words),
-        in_gb(SORTING_BYTES * len(text.ids)),
+        in_mb(SORTING_BYTES * len(text.ids)),
     )
     ngrams = list(count_ngrams(text, order))
     _check_order(text, ngrams)
     total = sum(len(of_length.last) * (NGRAM_BYTES + 4 * n) for n, of_length in enumerate(ngrams, start=1))
     numbers = ", ".join(f"{len(of_length.last):,} {n}-grams" for n, of_length in enumerate(ngrams, start=1))
     check_memory(total, f"the probabilities of {numbers}")
-    log.info("%s; their probabilities need %s of memory", numbers, in_gb(total))
+    log.info("%s; their probabilities need %s of memory", numbers, in_mb(total))
     adjusted = adjusted_counts(ngrams)
     discounts = [discounts_of(counts, n) for n, counts in enumerate(adjusted, start=1)]
     kept = [of_length.counts > least for of_length, least in zip(ngrams, thresholds, strict=True)]

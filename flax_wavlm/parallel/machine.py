@@ -40,4 +40,9 @@ def _status() -> dict[str, int]:
 
 def in_gb(count: float) -> str:
     """Bytes in GB (10^9), as vendors count a device's memory."""
-    return f"{count / 1e9:.3g} GB" if count >= 1e6 else "under 0.001 GB"
+    return f"{count / 1e9:.3g} GB"
+
+
+def in_mb(count: float) -> str:
+    """Bytes in MB (10^6), for what may be small."""
+    return f"{count / 1e6:,.1f} MB"

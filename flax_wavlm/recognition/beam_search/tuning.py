@@ -20,7 +20,7 @@ from flax_wavlm.data.corpora.utterance import Skipped, Utterance
 from flax_wavlm.data.tokenizer import CTCTokenizer
 from flax_wavlm.errors import UserError
 from flax_wavlm.language_model.tables import BEGIN, END, UNKNOWN
-from flax_wavlm.parallel.machine import held_bytes, in_gb, machine_bytes
+from flax_wavlm.parallel.machine import held_bytes, in_gb, in_mb, machine_bytes
 from flax_wavlm.recognition.beam_search.decoder import BeamDecoder
 from flax_wavlm.recognition.beam_search.folder import write_lm
 from flax_wavlm.recognition.decoding import collapse
@@ -173,7 +173,7 @@ def score_of(texts: Sequence[str]) -> str:
 def check_memory(frames: int, labels: int) -> None:
     """UserError where the log-probabilities of so many frames do not fit into the machine's memory."""
     needed, free = 4 * frames * labels, machine_bytes() - held_bytes()
-    log.info("log-probabilities to keep: %s", in_gb(needed))
+    log.info("log-probabilities to keep: %s", in_mb(needed))
     if needed > free:
         raise UserError(
             f"the log-probabilities of {frames:,} frames and {labels} labels are {in_gb(needed)}",
