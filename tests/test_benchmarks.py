@@ -2,13 +2,16 @@
 
 import argparse
 import importlib
+import itertools
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import jobs
+import numpy as np
 import pairs
 import pytest
 import workload
@@ -88,6 +91,21 @@ def test_every_job_is_a_command_that_parses():
             script, *arguments = job.split()
             module = importlib.import_module(script.removesuffix(".py"))
             assert module.command_line().parse_args(arguments).device == device
+
+
+def test_a_text_is_as_probable_as_all_paths_that_read_as_it_are_together():
+    beam_search = importlib.import_module("beam_search")
+    letters, blank, delimiter = "ab", 2, 3
+    probs = np.random.default_rng(0).dirichlet(np.ones(4), size=6)
+    expected: dict[str, float] = {}
+    for path in itertools.product(range(4), repeat=6):
+        labels = [label for label, _ in itertools.groupby(path) if label != blank]
+        text = " ".join("".join("ab |"[label] for label in labels).replace("|", " ").split())
+        expected[text] = expected.get(text, 0) + math.prod(probs[range(6), path])
+    for text, prob in expected.items():
+        spelt = [[letters.index(letter) for letter in word] for word in text.split()]
+        found = beam_search.text_log_prob(np.log(probs), spelt, blank, delimiter)
+        assert math.exp(found) == pytest.approx(prob, rel=1e-9)
 
 
 NEEDED_ELSEWHERE = ("grain", "datasets", "jiwer", "soundfile", "soxr", "ml_collections")
