@@ -17,6 +17,7 @@ CPU = (
     "scaling.py --seconds 1 5 10 20 40 60",
     "scaling.py --seconds 5 10 20 40 60 --attention pallas --plan_only",
     "languages.py",
+    "language_model.py",
     "word_times.py",
 )
 LARGE = "train_step.py --device cuda --size large --batch 32 --dtype bfloat16"

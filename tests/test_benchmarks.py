@@ -151,6 +151,7 @@ def test_model_and_step_need_no_package_for_data():
         "startup",
         "scaling",
         "languages --languages de",
+        "language_model",
         "alignment",
         "word_times",
         "beam_search",

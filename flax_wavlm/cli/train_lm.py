@@ -45,7 +45,7 @@ def _run(parsed: Parsed) -> None:
     from flax_wavlm.language_model.text import WordsOfModel, check_files
 
     values, begun = parsed.values, time.perf_counter()
-    files = [*values.text, *parsed.arguments]
+    files = [*_named(values.text), *parsed.arguments]
     if not files and not values.corpus:
         raise UserError("there is no text", expected="files of text, or --corpus and --data")
     prune = _thresholds(values.prune)
@@ -66,6 +66,13 @@ def _run(parsed: Parsed) -> None:
     for n, (table, amounts) in enumerate(zip(found.model.tables, found.discounts, strict=True), start=1):
         print(f"{n}-grams: {len(table.ids):,}, discounts {', '.join(f'{amount:.4g}' for amount in amounts)}")
     print(f"written to {output} in {time.perf_counter() - begun:.1f} s")
+
+
+def _named(texts: Sequence[str]) -> list[str]:
+    """The files that --text names: a path that is there is one, any other is cut at its commas."""
+    from flax_wavlm.files import exists
+
+    return [name for text in texts for name in ([text] if exists(Path(text)) else text.split(","))]
 
 
 def _thresholds(texts: Sequence[str]) -> list[int]:

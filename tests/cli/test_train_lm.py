@@ -101,6 +101,15 @@ def test_what_cannot_be(
     assert text.read_text() == TEXT
 
 
+def test_several_texts(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", "c,d"):
+        Path(name).write_text(f"{name[0]}\n")
+    ended = run("train-lm", "--text=a,b", "--text", "c,d", text, "--order=1", "--output=lm.arpa")
+    assert ended.status == 0, ended.stderr
+    assert read_arpa(Path("lm.arpa")).words[3:] == ("a", "b", "c", "hello", "world", "again")
+
+
 def test_overwrite(text: Path, tmp_path: Path) -> None:
     output = tmp_path / "lm.arpa"
     output.write_text("old")

@@ -289,7 +289,7 @@ def test_memory_is_asked_for_before(monkeypatch: pytest.MonkeyPatch) -> None:
     with_free(1e6)
     kneser_ney(text, 2)
     with_free(40_000)
-    with refused("counting the 2-grams of 800 words: 4.48e-05 GB of memory are needed beside 1 GB"):
+    with refused("counting the 2-grams of 800 words: .* GB of memory are needed beside 1 GB"):
         kneser_ney(text, 2)
     with_free(50_000)  # enough for counting
     with refused("the probabilities of 29 1-grams, .* 5-grams: .* GB of memory", do="less text"):
