@@ -48,7 +48,7 @@ def by_pyctcdecode(job: dict[str, Any]) -> Decode:
         beams = decoder.decode_beams(
             log_probs,
             beam_width=job["beam"],
-            beam_prune_logp=-job["beam_threshold"],
+            beam_prune_logp=max(-job["beam_threshold"], -1e9),
             token_min_logp=max(job["token_threshold"], -1e9),
         )
         return [beam.text if hasattr(beam, "text") else beam[0] for beam in beams[: job["alternatives"]]]

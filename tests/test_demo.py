@@ -22,6 +22,9 @@ from word_times import measure as word_times
 from word_times import with_times
 
 from flax_wavlm.data.corpora.load import load_corpus
+from flax_wavlm.language_model.counting import number_words
+from flax_wavlm.language_model.kneser_ney import kneser_ney
+from flax_wavlm.recognition.beam_search.decoder import BeamDecoder
 from flax_wavlm.recognition.recogniser import Recogniser
 from flax_wavlm.training.report.metrics import final_test, read_metrics
 
@@ -84,7 +87,23 @@ def test_demo(tmp_path: Path, measured: Callable[[str], None], monkeypatch: pyte
 
     check_word_times(export, tmp_path / "speech", recogniser, measured)
     check_a_long_recording(export, tmp_path / "results", measured)
+    check_a_language_model(recogniser, tmp_path / "speech", measured)
     check_guides(export, files, tmp_path, monkeypatch)
+
+
+def check_a_language_model(recogniser: Recogniser, speech: Path, measured: Callable[[str], None]) -> None:
+    """One of the training texts, on dev: voices that are hard, and sentences that no text of train has."""
+    texts, dev = (load_corpus("synthetic", speech, split)[0] for split in ("train", "dev"))
+    sentences = [recogniser.tokenizer.normalise(clip.text).split() for clip in texts]
+    lm = kneser_ney(number_words(sentences), 3).model
+    decoder = BeamDecoder.of(recogniser.tokenizer, lm)
+    greedy, fused = (
+        chosen.evaluate(dev, name="dev").figures["wer"]
+        for chosen in (recogniser, recogniser.with_decoder(decoder))
+    )
+    measured(f"dev with a language model: WER {fused:.3f}, {greedy:.3f} without")
+    assert greedy > 0.05
+    assert fused <= 0.7 * greedy
 
 
 def check_guides(export: Path, files: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
