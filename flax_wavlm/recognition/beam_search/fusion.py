@@ -103,10 +103,7 @@ _NO_LM = Automaton(
 PREFIX = np.dtype(
     [
         ("parent", np.int32),  # the prefix without the last label; NONE: it is the first one
-        (
-            "label",
-            np.int32,
-        ),  # its last label. The first one's is the delimiter: a blank there changes nothing
+        ("label", np.int32),  # its last label; the first one's is the delimiter
         ("state", np.int32),  # the language model's, after the words that have ended
         ("node", np.int32),  # the lexicon's, of the word that has not ended; ROOT: no word has begun
         ("hot", np.int32),  # the state of the hot words
@@ -154,7 +151,7 @@ def word_end(found: np.ndarray, fusion: Fusion, prefix: int) -> tuple[float, int
 def followed(
     found: np.ndarray, fusion: Fusion, prefix: int, label: int
 ) -> tuple[int, int, int, float, float, float]:
-    """What is known of a prefix with a further label: state, node, hot, lm, worth and outlook."""
+    """What is known of a prefix with a label more: state, node, hot, lm, worth and outlook."""
     state, node, hot = found[prefix].state, found[prefix].node, found[prefix].hot
     lm, worth, outlook = found[prefix].lm, found[prefix].worth, 0.0
     kind = fusion.kinds[label]

@@ -39,6 +39,24 @@ class Found(NamedTuple):
     live: float  # the mean number of prefixes after a frame
 
 
+class Beam(NamedTuple):
+    """Prefixes, and the log-probabilities of their paths."""
+
+    prefixes: np.ndarray  # int64 [B]
+    by_blank: np.ndarray  # float64 [B], of paths that end in a blank
+    by_label: np.ndarray  # float64 [B], of paths that end in the prefix's last label
+
+
+class Candidates(NamedTuple):
+    """For the next beam, [N]: first the B prefixes of the one before, then those with a label more."""
+
+    scores: np.ndarray  # float64
+    parents: np.ndarray  # int64, places in the beam
+    labels: np.ndarray  # int64, the label more
+    by_blank: np.ndarray  # float64, as in a beam
+    by_label: np.ndarray  # float64
+
+
 @compiled
 def _log_add(a: float, b: float) -> float:
     """log(exp(a) + exp(b))."""
@@ -47,37 +65,33 @@ def _log_add(a: float, b: float) -> float:
 
 
 @compiled
-def _tried(row: np.ndarray, threshold: float, tried: np.ndarray) -> int:
-    """Writes the labels that a frame may have, and returns their number."""
-    count, best = 0, np.argmax(row)
-    for label in range(len(row)):
-        if (row[label] >= threshold and row[label] != NEVER) or label == best:
-            tried[count] = label
-            count += 1
-    return count
+def _tried(frame: np.ndarray, threshold: float, blank: int) -> tuple[np.ndarray, np.ndarray]:
+    """A frame's log-probabilities [V], with -inf for labels that are not tried; those that are, but the blank.
+
+    The frame's best label is always tried.
+    """
+    row = np.where(frame >= threshold, frame, np.float32(NEVER))
+    best = np.argmax(frame)
+    row[best] = frame[best]
+    left = np.flatnonzero(row != NEVER)
+    return row, left[left != blank]
 
 
 @compiled
-def _chosen(scores: np.ndarray, lowest: float, beam: int, chosen: np.ndarray) -> int:
-    """Writes the places of the best `beam` scores that are not below `lowest`; returns their number."""
-    count = 0
-    for i in range(len(scores)):
-        if scores[i] >= lowest and scores[i] != NEVER:
-            chosen[count] = i
-            count += 1
-    if count <= beam:
-        return count
-    last = np.partition(scores[chosen[:count]], count - beam)[count - beam]
-    equals = beam  # of those that are equal to the last one, so many are kept: the first
-    for i in chosen[:count]:
-        equals -= scores[i] > last
+def _chosen(scores: np.ndarray, lowest: float, width: int) -> np.ndarray:
+    """The places of the best scores from `lowest` on, `width` at most; the first of equal ones."""
+    chosen = np.flatnonzero((scores >= lowest) & (scores != NEVER))
+    if len(chosen) <= width:
+        return chosen
+    last = np.partition(scores[chosen], len(chosen) - width)[len(chosen) - width]
+    equals = width - np.count_nonzero(scores[chosen] > last)
     kept = 0
-    for i in chosen[:count]:
+    for i in chosen:
         if scores[i] > last or (scores[i] == last and equals > 0):
             equals -= scores[i] == last
             chosen[kept] = i
             kept += 1
-    return kept
+    return chosen[:kept]
 
 
 @compiled
@@ -130,6 +144,95 @@ def _enter(found: np.ndarray, fusion: Fusion, prefix: int, parent: int, label: i
 
 
 @compiled
+def _kept(
+    found: np.ndarray, fusion: Fusion, beam: Beam, row: np.ndarray, blank: int, new: Candidates
+) -> None:
+    """Paths that say the blank, or the last label again: their prefixes stay what they are.
+
+    `row` [V] has -inf for labels that are not tried.
+    """
+    for i in range(len(beam.prefixes)):
+        label = found[beam.prefixes[i]].label
+        total = _log_add(beam.by_blank[i], beam.by_label[i])
+        new.by_blank[i] = total + row[blank]
+        if label != NONE:
+            new.by_label[i] = (total if label == fusion.delimiter else beam.by_label[i]) + row[label]
+
+
+@compiled
+def _families(found: np.ndarray, beam: Beam) -> tuple[np.ndarray, np.ndarray]:
+    """Places [B] of each prefix's first child in the beam, and of its next sibling there; NONE: no other."""
+    count = len(beam.prefixes)
+    children, siblings = np.full(count, NONE, np.int64), np.full(count, NONE, np.int64)
+    for i in range(count):
+        found[beam.prefixes[i]].place = i
+    for i in range(count):
+        parent = found[beam.prefixes[i]].parent
+        if parent != NONE and found[parent].place != NONE:
+            place = found[parent].place
+            children[place], siblings[i] = i, children[place]
+    for i in range(count):
+        found[beam.prefixes[i]].place = NONE
+    return children, siblings
+
+
+@compiled
+def _score(found: np.ndarray, beam: Beam, new: Candidates) -> float:
+    """Scores the beam's own prefixes; the best score is returned."""
+    best = NEVER
+    for i in range(len(beam.prefixes)):
+        prefix = found[beam.prefixes[i]]
+        new.scores[i] = _log_add(new.by_blank[i], new.by_label[i]) + prefix.worth + prefix.outlook
+        best = max(best, new.scores[i])
+    return best
+
+
+@compiled
+def _grown(
+    found: np.ndarray,
+    fusion: Fusion,
+    beam: Beam,
+    row: np.ndarray,
+    tried: np.ndarray,
+    threshold: float,
+    new: Candidates,
+) -> tuple[int, float]:
+    """Paths that say a label more. Returns the number of candidates, and the best score so far.
+
+    Where the beam has the prefix with that label, they are added to its own paths. Others that are hopeless
+    by the threshold are left out at once.
+    """
+    count, best = len(beam.prefixes), _score(found, beam, new)
+    children, siblings = _families(found, beam)
+    child_of = np.full(len(row), NONE, np.int64)  # by the label more
+    for i in range(len(beam.prefixes)):
+        prefix, total = found[beam.prefixes[i]], _log_add(beam.by_blank[i], beam.by_label[i])
+        child = children[i]
+        while child != NONE:
+            child_of[found[beam.prefixes[child]].label] = child
+            child = siblings[child]
+        for label in tried:
+            again = label == prefix.label
+            if again and label == fusion.delimiter:
+                continue  # `_kept` has it
+            log_prob = (beam.by_blank[i] if again else total) + row[label]
+            child = child_of[label]
+            if child != NONE:
+                new.by_label[child] = _log_add(new.by_label[child], log_prob)
+            elif log_prob != NEVER and log_prob + prefix.worth + fusion.most_gain >= best - threshold:
+                _, _, _, _, worth, outlook = followed(found, fusion, beam.prefixes[i], label)
+                new.scores[count] = log_prob + worth + outlook
+                new.parents[count], new.labels[count], new.by_label[count] = i, label, log_prob
+                best = max(best, new.scores[count])
+                count += 1
+        child = children[i]
+        while child != NONE:
+            child_of[found[beam.prefixes[child]].label] = NONE
+            child = siblings[child]
+    return count, best
+
+
+@compiled
 def search(
     log_probs: np.ndarray,
     blank: int,
@@ -154,134 +257,73 @@ def search(
     begin(found, fusion)
     known = 1
     keys, values = _entered(found, known, labels)
-    beam = np.zeros(1, np.int64)  # [B], prefixes
-    # [B], log-probabilities of each one's paths, which end in a blank, or in its last label
-    by_blank, by_label = np.zeros(1), np.full(1, NEVER)
-    tried = np.zeros(labels, np.int64)
-    sibling_at = np.full(labels, NONE, np.int64)
+    beam = Beam(np.zeros(1, np.int64), np.zeros(1), np.full(1, NEVER))
     live = 0.0
-    for row in log_probs:
-        tries = _tried(row, token_threshold, tried)
-        count, most = len(beam), len(beam) * (tries + 1)
-        # Candidates: first the prefixes of the beam, then those with a label more that are not in it.
-        scores, from_, added = np.full(most, NEVER), np.zeros(most, np.int64), np.zeros(most, np.int64)
-        new_blank, new_label = np.full(most, NEVER), np.full(most, NEVER)
-        heads, nexts = np.full(count, NONE, np.int64), np.full(count, NONE, np.int64)
-        totals = np.empty(count)
-        for i in range(count):
-            found[beam[i]].place = i
-            totals[i] = _log_add(by_blank[i], by_label[i])
-        best = NEVER
-        for i in range(count):
-            prefix = found[beam[i]]
-            if prefix.parent != NONE and found[prefix.parent].place != NONE:
-                parent = found[prefix.parent].place
-                heads[parent], nexts[i] = i, heads[parent]
-            for label in tried[:tries]:
-                if label == blank:
-                    new_blank[i] = totals[i] + row[label]
-                elif label == prefix.label:
-                    again = totals[i] if label == fusion.delimiter else by_label[i]
-                    new_label[i] = again + row[label]
-            best = max(best, _log_add(new_blank[i], new_label[i]) + prefix.worth + prefix.outlook)
-        candidates = count
-        for i in range(count):
-            prefix = found[beam[i]]
-            child = heads[i]
-            while child != NONE:
-                sibling_at[found[beam[child]].label] = child
-                child = nexts[child]
-            for label in tried[:tries]:
-                if label == blank or (label == prefix.label and label == fusion.delimiter):
-                    continue
-                log_prob = (by_blank[i] if label == prefix.label else totals[i]) + row[label]
-                child = sibling_at[label]
-                if child != NONE:
-                    new_label[child] = _log_add(new_label[child], log_prob)
-                    continue
-                if log_prob + prefix.worth + fusion.most_gain < best - beam_threshold or log_prob == NEVER:
-                    continue
-                _, _, _, _, worth, outlook = followed(found, fusion, beam[i], label)
-                scores[candidates] = log_prob + worth + outlook
-                best = max(best, scores[candidates])
-                from_[candidates], added[candidates], new_label[candidates] = i, label, log_prob
-                candidates += 1
-            child = heads[i]
-            while child != NONE:
-                sibling_at[found[beam[child]].label] = NONE
-                child = nexts[child]
-        for i in range(count):
-            prefix = found[beam[i]]
-            prefix.place = NONE
-            scores[i] = _log_add(new_blank[i], new_label[i]) + prefix.worth + prefix.outlook
-            best = max(best, scores[i])
-        chosen = np.empty(candidates, np.int64)
-        kept = _chosen(scores[:candidates], best - beam_threshold, width, chosen)
-        if known + kept > len(found):
-            found, known = _compacted(found, known, beam, kept)
+    for frame in log_probs:
+        row, tried = _tried(frame, token_threshold, blank)
+        most = len(beam.prefixes) * (len(tried) + 1)
+        places = np.zeros(most, np.int64)
+        never = np.full(most, NEVER)
+        new = Candidates(never.copy(), places, places.copy(), never.copy(), never)
+        _kept(found, fusion, beam, row, blank, new)
+        count, best = _grown(found, fusion, beam, row, tried, beam_threshold, new)
+        best = max(best, _score(found, beam, new))  # again: paths were added
+        chosen = _chosen(new.scores[:count], best - beam_threshold, width)
+        if known + len(chosen) > len(found):
+            found, known = _compacted(found, known, beam.prefixes, len(chosen))
             keys, values = _entered(found, known, labels)
-        following = np.empty(kept, np.int64)
-        for j in range(kept):
+        following = np.empty(len(chosen), np.int64)
+        for j in range(len(chosen)):
             i = chosen[j]
-            if i < count:
-                following[j] = beam[i]
+            if i < len(beam.prefixes):
+                following[j] = beam.prefixes[i]
                 continue
-            key = beam[from_[i]] * labels + added[i]
-            at = slot(keys, key)
+            parent, label = beam.prefixes[new.parents[i]], new.labels[i]
+            at = slot(keys, parent * labels + label)
             if keys[at] == VACANT:
-                _enter(found, fusion, known, beam[from_[i]], added[i])
-                keys[at], values[at] = key, known
+                _enter(found, fusion, known, parent, label)
+                keys[at], values[at] = parent * labels + label, known
                 known += 1
             following[j] = values[at]
-        by_blank, by_label = new_blank[chosen[:kept]], new_label[chosen[:kept]]
-        beam = following
-        live += kept
-    return _hypotheses(found, fusion, beam, by_blank, by_label, wanted, live / max(1, len(log_probs)))
+        beam = Beam(following, new.by_blank[chosen], new.by_label[chosen])
+        live += len(chosen)
+    return _hypotheses(found, fusion, beam, wanted, live / max(1, len(log_probs)))
 
 
 @compiled
-def _hypotheses(
-    found: np.ndarray,
-    fusion: Fusion,
-    beam: np.ndarray,
-    by_blank: np.ndarray,
-    by_label: np.ndarray,
-    wanted: int,
-    live: float,
-) -> Found:
-    """The texts of the last beam. A text with a blank behind it, and the one without, are one."""
-    count = len(beam)
-    ctc, lm, scores = np.empty(count), np.empty(count), np.full(count, NEVER)
+def _hypotheses(found: np.ndarray, fusion: Fusion, beam: Beam, wanted: int, live: float) -> Found:
+    """The texts of the last beam. A text with a delimiter behind it, and the one without, are one."""
+    count = len(beam.prefixes)
+    ctc, lm, scores = np.empty(count), np.empty(count), np.empty(count)
     for i in range(count):
-        found[beam[i]].place = i
-        ctc[i] = _log_add(by_blank[i], by_label[i])
+        found[beam.prefixes[i]].place = i
+        ctc[i] = _log_add(beam.by_blank[i], beam.by_label[i])
     for i in range(count):
-        prefix = found[beam[i]]
-        if prefix.parent != NONE and prefix.label == fusion.delimiter:
-            parent = found[prefix.parent].place
-            if parent != NONE:
-                ctc[parent] = _log_add(ctc[parent], ctc[i])
-                ctc[i] = NEVER
+        parent = _without_delimiter(found, fusion, beam.prefixes[i])
+        if parent != beam.prefixes[i] and found[parent].place != NONE:
+            place = found[parent].place
+            ctc[place], ctc[i] = _log_add(ctc[place], ctc[i]), NEVER
     for i in range(count):
-        lm[i], worth = whole(found, fusion, beam[i])
+        lm[i], worth = whole(found, fusion, beam.prefixes[i])
         scores[i] = ctc[i] + worth
     order = np.argsort(-scores, kind="mergesort")[:wanted]
     order = order[scores[order] != NEVER]
     ends = np.empty(len(order), np.int64)
-    total = 0
-    for pass_ in range(2):
-        labels = np.empty(total, np.int32)
-        total = 0
-        for j in range(len(order)):
-            at, begun = beam[order[j]], total
-            if found[at].parent != NONE and found[at].label == fusion.delimiter:
-                at = found[at].parent
-            while found[at].parent != NONE:
-                if pass_:
-                    labels[total] = found[at].label
-                total += 1
-                at = found[at].parent
-            if pass_:
-                labels[begun:total] = labels[begun:total][::-1].copy()
-            ends[j] = total
-    return Found(scores[order], ctc[order], lm[order], labels, ends, live)
+    backwards = [np.int32(0) for _ in range(0)]  # empty, and numba knows its type
+    for j in range(len(order) - 1, -1, -1):
+        ends[j] = len(backwards)
+        at = _without_delimiter(found, fusion, beam.prefixes[order[j]])
+        while found[at].parent != NONE:
+            backwards.append(found[at].label)
+            at = found[at].parent
+    labels = np.array(backwards, np.int32)[::-1]
+    return Found(scores[order], ctc[order], lm[order], labels.copy(), len(labels) - ends, live)
+
+
+@compiled
+def _without_delimiter(found: np.ndarray, fusion: Fusion, prefix: int) -> int:
+    """The prefix, or the one before it where its last label is a delimiter."""
+    at = found[prefix]
+    if at.parent != NONE and at.label == fusion.delimiter:
+        return at.parent  # type: ignore[no-any-return]
+    return prefix
