@@ -66,7 +66,7 @@ def _log_add(a: float, b: float) -> float:
 
 @compiled
 def _tried(frame: np.ndarray, threshold: float, blank: int) -> tuple[np.ndarray, np.ndarray]:
-    """A frame's log-probabilities [V], with -inf for labels that are not tried; those that are, but the blank.
+    """A frame's log-probabilities [V], -inf where a label is not tried; and those that are, but the blank.
 
     The frame's best label is always tried.
     """
