@@ -34,7 +34,7 @@ import workload
 from pairs import Worker
 
 from flax_wavlm.language_model.arpa import read_arpa, write_arpa
-from flax_wavlm.language_model.model import NGramModel
+from flax_wavlm.language_model.model import NGramModel, advance
 from flax_wavlm.language_model.tables import BEGIN, END, UNKNOWN, NGramTables, Table
 from flax_wavlm.recognition.beam_search.settings import ALPHA, BETA, BeamSettings
 
@@ -42,6 +42,8 @@ FRAMES_A_SECOND = 50
 DEFAULT, UNPRUNED = 100, 20  # targets, times real time
 WER_SHARE = 0.7  # target, of greedy's
 BLOCK_SECONDS = 2.0  # at least
+SENTENCES, SAME_SCORE = 1000, 1e-4  # of words alone; log10
+DEMO = "demo"
 SAME = 1e-3  # scores that differ by less are equal: outputs are float32
 ROWS_OF_WER = {"greedy": "greedy", "alone": "beam without a language model", "ours": "beam with it"}
 
@@ -309,9 +311,11 @@ def measure_way(
         block = f"block {passes_of(theirs('block 1'), options)}"
         timed = pairs.alternate(lambda: ours("block", passes), lambda: theirs(block), options.blocks)  # noqa: B023
         found[name] = theirs("texts")
-        theirs.close()
         rows += against(f"{way.name}: ", name, timed, scores, judge.scores(heard, found[name]))
         rows[-1]["versions"] = versions
+        if way.name == DEMO:
+            rows.append(against_kenlm(judge.model, theirs("scores"), name))
+        theirs.close()
     for name, texts in found.items():
         rate = word_errors(heard.references, texts)
         rows.append(pairs.row(f"{way.name}: {ROWS_OF_WER.get(name, name)}", "WER", rate, **details))
@@ -347,11 +351,36 @@ def job_file(path: Path, lm: Path, heard: Heard, labels: list[str], judge: Judge
         "blank": judge.blank,
         "delimiter": judge.delimiter,
         "lm": str(lm),
-        "words": [word for word in judge.model.words if word not in (BEGIN, END, UNKNOWN)],
+        "words": known_words(judge.model),
+        "sentences": sentences(judge.model),
     }
     lengths = np.array([len(log_probs) for log_probs in heard.log_probs])
     np.savez(path, log_probs=np.concatenate(heard.log_probs), lengths=lengths, job=json.dumps(job))
     return path
+
+
+def known_words(model: NGramModel) -> list[str]:
+    return [word for word in model.words if word not in (BEGIN, END, UNKNOWN)]
+
+
+def sentences(model: NGramModel) -> list[list[str]]:
+    """Random ones of the model's words, and of one that it does not know."""
+    rng = np.random.default_rng(0)
+    words = [*known_words(model), "zzzz"]
+    return [[words[i] for i in rng.integers(len(words), size=rng.integers(1, 12))] for _ in range(SENTENCES)]
+
+
+def against_kenlm(model: NGramModel, theirs: list[list[float]], name: str) -> dict[str, Any]:
+    """A row of how far our reading of the language model is from KenLM's, word by word."""
+    ours = []
+    for words in sentences(model):
+        state = model.begin
+        for word in [*words, END]:
+            log_prob, state = advance(model.automaton, state, model.ids.get(word, model.ids[UNKNOWN]))
+            ours.append(log_prob / math.log(10))
+    difference = float(np.abs(np.array(ours) - np.concatenate(theirs)).max())
+    job = f"the language model's scores of {len(ours)} words, largest difference from KenLM's (by {name})"
+    return pairs.row(job, "log10", difference, at_most=SAME_SCORE)
 
 
 def check(heard: Heard, texts: Sequence[Sequence[str]], ctc: Sequence[float], judge: Judge) -> None:
@@ -405,7 +434,7 @@ def main() -> None:
     unpruned = dataclasses.replace(default, token_threshold=-math.inf)
     every = dataclasses.replace(default, beam_threshold=math.inf)
     whole = dataclasses.replace(unpruned, beam_threshold=math.inf)
-    demo = [Way("demo", default, DEFAULT if full else None)]
+    demo = [Way(DEMO, default, DEFAULT if full else None)]
     early = [
         Way("early checkpoint", default, None),
         Way("early checkpoint, no label pruned", unpruned, UNPRUNED if full else None),

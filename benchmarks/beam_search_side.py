@@ -8,6 +8,7 @@ The process reads commands from its standard input, a line each, and answers eac
     ready     the versions
     block N   the seconds of a pass over all clips, from N passes
     texts     the texts of each clip's best hypotheses
+    scores    KenLM's log10 probability of each word of the job's sentences, and of their ends
 """
 
 from __future__ import annotations
@@ -116,6 +117,13 @@ PACKAGES = {
 }
 
 
+def kenlm_scores(job: dict[str, Any]) -> list[list[float]]:
+    import kenlm
+
+    model = kenlm.Model(job["lm"])
+    return [[found[0] for found in model.full_scores(" ".join(words))] for words in job["sentences"]]
+
+
 def decode_clip(place: int) -> list[str]:
     return decode(clips[place])
 
@@ -133,6 +141,8 @@ def main(name: str, file: str, processes: int) -> None:
             answer: Any = {package: importlib.metadata.version(package) for package in PACKAGES[name]}
             if command == "texts":
                 answer = pool.map(decode_clip, range(len(clips)), chunksize=1)
+            elif command == "scores":
+                answer = kenlm_scores(job)
             elif command == "block":
                 start = time.perf_counter()
                 for _ in range(int(passes)):
