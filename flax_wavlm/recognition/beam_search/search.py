@@ -39,6 +39,17 @@ class Found(NamedTuple):
     live: float  # the mean number of prefixes after a frame
 
 
+class Last(NamedTuple):
+    """The beam after the last frame."""
+
+    prefixes: np.ndarray  # all that are known
+    beam: np.ndarray  # int64 [B], which of them are in the beam
+    ctc: np.ndarray  # float64 [B], log-probability of the labels
+    lm: np.ndarray  # float64 [B], log-probability of the words
+    scores: np.ndarray  # float64 [B]; -inf: the text stands elsewhere in the beam too
+    live: float  # the mean number of prefixes after a frame
+
+
 class Beam(NamedTuple):
     """Prefixes, and the log-probabilities of their paths."""
 
@@ -64,29 +75,52 @@ def _log_add(a: float, b: float) -> float:
     return high if low == NEVER else high + np.log1p(np.exp(low - high))  # type: ignore[no-any-return]
 
 
+# NumPy's functions on whole arrays would take numba three times as long to compile.
+
+
+@compiled
+def _nevers(count: int) -> np.ndarray:
+    """The log-probability of what cannot be, float64 [count]."""
+    array = np.empty(count)
+    for i in range(count):
+        array[i] = NEVER
+    return array
+
+
 @compiled
 def _tried(frame: np.ndarray, threshold: float, blank: int) -> tuple[np.ndarray, np.ndarray]:
     """A frame's log-probabilities [V], -inf where a label is not tried; and those that are, but the blank.
 
     The frame's best label is always tried.
     """
-    row = np.where(frame >= threshold, frame, np.float32(NEVER))
-    best = np.argmax(frame)
-    row[best] = frame[best]
-    left = np.flatnonzero(row != NEVER)
-    return row, left[left != blank]
+    row, tried = np.empty(len(frame)), np.empty(len(frame), np.int64)
+    best, count = 0, 0
+    for label in range(1, len(frame)):
+        if frame[label] > frame[best]:
+            best = label
+    for label in range(len(frame)):
+        row[label] = frame[label] if frame[label] >= threshold or label == best else NEVER
+        if row[label] != NEVER and label != blank:
+            tried[count] = label
+            count += 1
+    return row, tried[:count]
 
 
 @compiled
 def _chosen(scores: np.ndarray, lowest: float, width: int) -> np.ndarray:
     """The places of the best scores from `lowest` on, `width` at most; the first of equal ones."""
-    chosen = np.flatnonzero((scores >= lowest) & (scores != NEVER))
-    if len(chosen) <= width:
-        return chosen
-    last = np.partition(scores[chosen], len(chosen) - width)[len(chosen) - width]
-    equals = width - np.count_nonzero(scores[chosen] > last)
-    kept = 0
-    for i in chosen:
+    chosen, found, count = np.empty(len(scores), np.int64), np.empty(len(scores)), 0
+    for i in range(len(scores)):
+        if scores[i] >= lowest and scores[i] != NEVER:
+            chosen[count], found[count] = i, scores[i]
+            count += 1
+    if count <= width:
+        return chosen[:count]
+    found = np.sort(found[:count])
+    last, equals, kept = found[count - width], 0, 0  # how many of those that are equal to the last one fit
+    for i in range(count - width, count):
+        equals += found[i] == last
+    for i in chosen[:count]:
         if scores[i] > last or (scores[i] == last and equals > 0):
             equals -= scores[i] == last
             chosen[kept] = i
@@ -100,20 +134,26 @@ def _compacted(found: np.ndarray, count: int, beam: np.ndarray, room: int) -> tu
 
     `beam` is renumbered. There is room for `room` more, and for twice their number at least.
     """
-    numbers = np.full(count, NONE, np.int32)
+    numbers = np.empty(count, np.int64)
+    for prefix in range(count):
+        numbers[prefix] = NONE
     for prefix in beam:
         at = prefix
         while at != NONE and numbers[at] == NONE:
             numbers[at] = FIRST
             at = found[at].parent
-    order = np.flatnonzero(numbers != NONE)
-    kept = len(order)
+    kept = 0
+    for prefix in range(count):
+        kept += numbers[prefix] != NONE
     new = np.zeros(max(len(found), 2 * kept + room), PREFIX)
-    for i in range(kept):
-        numbers[order[i]] = i
-        new[i] = found[order[i]]
-        if new[i].parent != NONE:  # which has a lower number
-            new[i].parent = numbers[new[i].parent]
+    kept = 0
+    for prefix in range(count):
+        if numbers[prefix] == NONE:
+            continue
+        numbers[prefix], new[kept] = kept, found[prefix]
+        if new[kept].parent != NONE:  # which has a lower number
+            new[kept].parent = numbers[new[kept].parent]
+        kept += 1
     for i in range(len(beam)):
         beam[i] = numbers[beam[i]]
     return new, kept
@@ -125,7 +165,9 @@ def _entered(found: np.ndarray, count: int, labels: int) -> tuple[np.ndarray, np
     size = 1
     while size < 4 * len(found):
         size *= 2
-    keys, values = np.full(size, VACANT, np.int64), np.zeros(size, np.int32)
+    keys, values = np.empty(size, np.int64), np.zeros(size, np.int64)
+    for i in range(size):
+        keys[i] = VACANT
     for prefix in range(1, count):
         key = found[prefix].parent * labels + found[prefix].label
         at = slot(keys, key)
@@ -163,8 +205,9 @@ def _kept(
 def _families(found: np.ndarray, beam: Beam) -> tuple[np.ndarray, np.ndarray]:
     """Places [B] of each prefix's first child in the beam, and of its next sibling there; NONE: no other."""
     count = len(beam.prefixes)
-    children, siblings = np.full(count, NONE, np.int64), np.full(count, NONE, np.int64)
+    children, siblings = np.empty(count, np.int64), np.empty(count, np.int64)
     for i in range(count):
+        children[i], siblings[i] = NONE, NONE
         found[beam.prefixes[i]].place = i
     for i in range(count):
         parent = found[beam.prefixes[i]].parent
@@ -204,7 +247,9 @@ def _grown(
     """
     count, best = len(beam.prefixes), _score(found, beam, new)
     children, siblings = _families(found, beam)
-    child_of = np.full(len(row), NONE, np.int64)  # by the label more
+    child_of = np.empty(len(row), np.int64)  # by the label more
+    for label in range(len(row)):
+        child_of[label] = NONE
     for i in range(len(beam.prefixes)):
         prefix, total = found[beam.prefixes[i]], _log_add(beam.by_blank[i], beam.by_label[i])
         child = children[i]
@@ -233,6 +278,109 @@ def _grown(
 
 
 @compiled
+def _search(
+    log_probs: np.ndarray,
+    blank: int,
+    fusion: Fusion,
+    width: int,
+    token_threshold: float,
+    beam_threshold: float,
+) -> Last:
+    """The last beam; arguments as `search`."""
+    labels = log_probs.shape[1]
+    found = np.zeros(8 * min(width, 4096) + 64, PREFIX)
+    begin(found, fusion)
+    known = 1
+    keys, values = _entered(found, known, labels)
+    beam = Beam(np.zeros(1, np.int64), np.zeros(1), _nevers(1))
+    live = 0.0
+    for frame in log_probs:
+        row, tried = _tried(frame, token_threshold, blank)
+        most = len(beam.prefixes) * (len(tried) + 1)
+        new = Candidates(
+            _nevers(most),
+            np.zeros(most, np.int64),
+            np.zeros(most, np.int64),
+            _nevers(most),
+            _nevers(most),
+        )
+        _kept(found, fusion, beam, row, blank, new)
+        count, best = _grown(found, fusion, beam, row, tried, beam_threshold, new)
+        best = max(best, _score(found, beam, new))  # again: paths were added
+        chosen = _chosen(new.scores[:count], best - beam_threshold, width)
+        if known + len(chosen) > len(found):
+            found, known = _compacted(found, known, beam.prefixes, len(chosen))
+            keys, values = _entered(found, known, labels)
+        following = Beam(np.empty(len(chosen), np.int64), np.empty(len(chosen)), np.empty(len(chosen)))
+        for j in range(len(chosen)):
+            i = chosen[j]
+            following.by_blank[j], following.by_label[j] = new.by_blank[i], new.by_label[i]
+            if i < len(beam.prefixes):
+                following.prefixes[j] = beam.prefixes[i]
+                continue
+            parent, label = beam.prefixes[new.parents[i]], new.labels[i]
+            at = slot(keys, parent * labels + label)
+            if keys[at] == VACANT:
+                _enter(found, fusion, known, parent, label)
+                keys[at], values[at] = parent * labels + label, known
+                known += 1
+            following.prefixes[j] = values[at]
+        beam = following
+        live += len(chosen)
+    ctc, lm, scores = _judged(found, fusion, beam)
+    return Last(found, beam.prefixes, ctc, lm, scores, live / max(1, len(log_probs)))
+
+
+@compiled
+def _judged(found: np.ndarray, fusion: Fusion, beam: Beam) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the last beam [B]: log-probabilities of labels and of words, and scores.
+
+    A text with a delimiter behind it, and the one without, are one: the former's score is then -inf.
+    """
+    count = len(beam.prefixes)
+    ctc, lm, scores = np.empty(count), np.empty(count), np.empty(count)
+    for i in range(count):
+        found[beam.prefixes[i]].place = i
+        ctc[i] = _log_add(beam.by_blank[i], beam.by_label[i])
+    for i in range(count):
+        parent = _without_delimiter(found, fusion, beam.prefixes[i])
+        if parent != beam.prefixes[i] and found[parent].place != NONE:
+            place = found[parent].place
+            ctc[place], ctc[i] = _log_add(ctc[place], ctc[i]), NEVER
+    for i in range(count):
+        lm[i], worth = whole(found, fusion, beam.prefixes[i])
+        scores[i] = ctc[i] + worth
+    return ctc, lm, scores
+
+
+@compiled
+def _without_delimiter(found: np.ndarray, fusion: Fusion, prefix: int) -> int:
+    """The prefix, or the one before it where its last label is a delimiter."""
+    at = found[prefix]
+    if at.parent != NONE and at.label == fusion.delimiter:
+        return at.parent  # type: ignore[no-any-return]
+    return prefix
+
+
+@compiled
+def _spelt(found: np.ndarray, fusion: Fusion, prefixes: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The labels of prefixes one after another, without delimiters behind them; `ends` [F] is written to."""
+    total = 0
+    for j in range(len(prefixes)):
+        at = _without_delimiter(found, fusion, prefixes[j])
+        while found[at].parent != NONE:
+            total, at = total + 1, found[at].parent
+        ends[j] = total
+    labels = np.empty(total, np.int32)
+    for j in range(len(prefixes)):
+        at, place = _without_delimiter(found, fusion, prefixes[j]), ends[j]
+        while found[at].parent != NONE:
+            place -= 1
+            labels[place] = found[at].label
+            at = found[at].parent
+    return labels
+
+
 def search(
     log_probs: np.ndarray,
     blank: int,
@@ -252,78 +400,9 @@ def search(
         token_threshold, beam_threshold: see `BeamSettings`.
         wanted: F at most.
     """
-    labels = log_probs.shape[1]
-    found = np.zeros(8 * min(width, 4096) + 64, PREFIX)
-    begin(found, fusion)
-    known = 1
-    keys, values = _entered(found, known, labels)
-    beam = Beam(np.zeros(1, np.int64), np.zeros(1), np.full(1, NEVER))
-    live = 0.0
-    for frame in log_probs:
-        row, tried = _tried(frame, token_threshold, blank)
-        most = len(beam.prefixes) * (len(tried) + 1)
-        places = np.zeros(most, np.int64)
-        never = np.full(most, NEVER)
-        new = Candidates(never.copy(), places, places.copy(), never.copy(), never)
-        _kept(found, fusion, beam, row, blank, new)
-        count, best = _grown(found, fusion, beam, row, tried, beam_threshold, new)
-        best = max(best, _score(found, beam, new))  # again: paths were added
-        chosen = _chosen(new.scores[:count], best - beam_threshold, width)
-        if known + len(chosen) > len(found):
-            found, known = _compacted(found, known, beam.prefixes, len(chosen))
-            keys, values = _entered(found, known, labels)
-        following = np.empty(len(chosen), np.int64)
-        for j in range(len(chosen)):
-            i = chosen[j]
-            if i < len(beam.prefixes):
-                following[j] = beam.prefixes[i]
-                continue
-            parent, label = beam.prefixes[new.parents[i]], new.labels[i]
-            at = slot(keys, parent * labels + label)
-            if keys[at] == VACANT:
-                _enter(found, fusion, known, parent, label)
-                keys[at], values[at] = parent * labels + label, known
-                known += 1
-            following[j] = values[at]
-        beam = Beam(following, new.by_blank[chosen], new.by_label[chosen])
-        live += len(chosen)
-    return _hypotheses(found, fusion, beam, wanted, live / max(1, len(log_probs)))
-
-
-@compiled
-def _hypotheses(found: np.ndarray, fusion: Fusion, beam: Beam, wanted: int, live: float) -> Found:
-    """The texts of the last beam. A text with a delimiter behind it, and the one without, are one."""
-    count = len(beam.prefixes)
-    ctc, lm, scores = np.empty(count), np.empty(count), np.empty(count)
-    for i in range(count):
-        found[beam.prefixes[i]].place = i
-        ctc[i] = _log_add(beam.by_blank[i], beam.by_label[i])
-    for i in range(count):
-        parent = _without_delimiter(found, fusion, beam.prefixes[i])
-        if parent != beam.prefixes[i] and found[parent].place != NONE:
-            place = found[parent].place
-            ctc[place], ctc[i] = _log_add(ctc[place], ctc[i]), NEVER
-    for i in range(count):
-        lm[i], worth = whole(found, fusion, beam.prefixes[i])
-        scores[i] = ctc[i] + worth
-    order = np.argsort(-scores, kind="mergesort")[:wanted]
-    order = order[scores[order] != NEVER]
+    last = _search(log_probs, blank, fusion, width, token_threshold, beam_threshold)
+    order = np.argsort(-last.scores, kind="stable")[:wanted]
+    order = order[last.scores[order] > NEVER]
     ends = np.empty(len(order), np.int64)
-    backwards = [np.int32(0) for _ in range(0)]  # empty, and numba knows its type
-    for j in range(len(order) - 1, -1, -1):
-        ends[j] = len(backwards)
-        at = _without_delimiter(found, fusion, beam.prefixes[order[j]])
-        while found[at].parent != NONE:
-            backwards.append(found[at].label)
-            at = found[at].parent
-    labels = np.array(backwards, np.int32)[::-1]
-    return Found(scores[order], ctc[order], lm[order], labels.copy(), len(labels) - ends, live)
-
-
-@compiled
-def _without_delimiter(found: np.ndarray, fusion: Fusion, prefix: int) -> int:
-    """The prefix, or the one before it where its last label is a delimiter."""
-    at = found[prefix]
-    if at.parent != NONE and at.label == fusion.delimiter:
-        return at.parent  # type: ignore[no-any-return]
-    return prefix
+    labels = _spelt(last.prefixes, fusion, last.beam[order], ends)
+    return Found(last.scores[order], last.ctc[order], last.lm[order], labels, ends, last.live)
