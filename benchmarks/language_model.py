@@ -16,6 +16,8 @@ where that is installed: then the discounts of both must agree.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import re
 import resource
@@ -65,8 +67,16 @@ def started(command: Sequence[str | Path]) -> Cost:
     return Cost(seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024, done.stdout)
 
 
-def script(name: str, *arguments: str | Path) -> Cost:
-    return started([sys.executable, ROOT / "scripts" / name, *arguments])
+def run(name: str, *arguments: str | Path) -> str:
+    """What a command of `flax-wavlm` prints. It runs in this process, which has imported everything."""
+    from flax_wavlm.cli import app
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        status = app.run(app.COMMANDS[name], list(map(str, arguments)))
+    if status:
+        raise RuntimeError(f"{name} {arguments} failed: {printed.getvalue()}")
+    return printed.getvalue()
 
 
 def train(folder: Path, scale: float) -> Path:
@@ -76,8 +86,8 @@ def train(folder: Path, scale: float) -> Path:
         f"--config.data.synthetic.{split}_clips={max(20, round(count * scale))}"
         for split, count in CLIPS.items()
     ]
-    script(
-        "train_flax.py",
+    run(
+        "train",
         f"--config={ROOT / 'configs' / 'demo.py'}",
         f"--workdir={folder / 'run'}",
         f"--config.data.path={folder / 'speech'}",
@@ -102,7 +112,7 @@ def error_rates(
     """WER of each split."""
 
     def of_split(split: str) -> float:
-        printed = script("evaluate.py", *corpus, f"--split={split}", *decoding).printed
+        printed = run("evaluate", *corpus, f"--split={split}", *decoding)
         return float(re.findall(r"WER ([\d.]+)", printed)[-1])
 
     return {split: of_split(split) for split in splits}
@@ -113,9 +123,9 @@ def with_language_model(
 ) -> dict[str, Any]:
     """The weights that dev chose, and WER of each split with them."""
     lm = folder / f"lm{order}.arpa"
-    script("train_lm.py", *corpus, f"--order={order}", f"--output={lm}")
+    run("train-lm", *corpus, f"--order={order}", f"--output={lm}")
     search = [f"--lm={lm}", f"--beam={beam}"]
-    weights = script("tune_lm.py", *corpus, *search).printed.splitlines()[-1].split()
+    weights = run("tune-lm", *corpus, *search).splitlines()[-1].split()
     chosen = dict(zip(("alpha", "beta"), map(float, weights[1::2]), strict=True))
     return {"order": order, **chosen, **error_rates(corpus, splits, [*search, *weights])}
 
@@ -142,9 +152,8 @@ def costs(folder: Path, words: int) -> list[dict[str, Any]]:
     """Seconds and memory of making a model of order 3 from made-up text."""
     text = folder / "zipf.txt"
     zipf_text(text, words)
-    ours = script(
-        "train_lm.py", f"--text={text}", f"--output={folder / 'zipf.arpa'}", "--text_rule=preset=written"
-    )
+    train_lm = [sys.executable, ROOT / "scripts" / "train_lm.py", "--text_rule=preset=written"]
+    ours = started([*train_lm, f"--text={text}", f"--output={folder / 'zipf.arpa'}"])
     theirs = None
     if lmplz := shutil.which("lmplz"):
         theirs = started(

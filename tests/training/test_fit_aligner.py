@@ -224,7 +224,7 @@ def test_it_learns_when_words_are_said(
 
     The feature encoder has random weights and hears little: tests/test_demo.py has one that was trained.
     """
-    monkeypatch.setattr(fitting, "MOST_EPOCHS", 10)
+    monkeypatch.setattr(fitting, "MOST_EPOCHS", 5)
     corpus = make_corpus(tmp_path / "speech", train_clips=300, test_clips=20)
     for file in (corpus / "TRAIN").rglob("*.WRD"):
         file.unlink()
