@@ -68,7 +68,7 @@ def test_a_folders_own_language_model_is_used_and_said(
     with caplog.at_level(logging.INFO, "flax_wavlm"):
         found = chosen(folder)
     assert found.settings == BeamSettings(alpha=0.25, beta=3.0, unknown_offset=-2.0)
-    assert "lm.arpa: the model's own language model is used; decoding.lm=none decodes without it" in caplog.text
+    assert "lm.arpa: the model's own language model is used; without it: decoding.lm=none" in caplog.text
     assert found.describe() == "beam 100, lm.arpa, alpha 0.25, beta 3"
     asked = chosen(folder, beam=7, alpha=0.0)
     assert asked.settings == dataclasses.replace(found.settings, beam=7, alpha=0.0)

@@ -98,7 +98,7 @@ def choose_decoder(
         file, settings = Path(asked.lm), BeamSettings()
     elif asked.lm is None and (own := folder_lm(folder, tokenizer)) is not None:
         file, settings = own
-        log.info("%s: the model's own language model is used; decoding.lm=none decodes without it", file)
+        log.warning("%s: the model's own language model is used; without it: decoding.lm=none", file)
     else:
         asked.check_weights()
         if asked.beam is None and not asked.hotwords:
