@@ -309,6 +309,7 @@ def measure_way(
         theirs = Theirs(name, python, file, options.cores)
         versions = theirs("ready")
         block = f"block {passes_of(theirs('block 1'), options)}"
+        # Both functions are called before the loop goes on.
         timed = pairs.alternate(lambda: ours("block", passes), lambda: theirs(block), options.blocks)  # noqa: B023
         found[name] = theirs("texts")
         rows += against(f"{way.name}: ", name, timed, scores, judge.scores(heard, found[name]))

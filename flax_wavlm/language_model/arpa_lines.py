@@ -1,7 +1,7 @@
 """The lines of an ARPA file, plain or gzip, from somebody whom nobody need trust.
 
-The file is read in blocks. What is read is bounded: at first by `HEADER` bytes, then by what the counts in
-the header promise. So a small file that unpacks to gigabytes is refused early.
+The file is read in blocks. No more is read than `HEADER` bytes at first, and then what the counts in the
+header promise. So a small file that unpacks to gigabytes is refused early.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ def compiled(function: Function) -> Function:
     The machine code is kept on the disk for the next process, where there is a folder that can be written.
     """
     try:
-        return njit(cache=True, nogil=True)(function)  # type: ignore[return-value]
+        return njit(cache=True, nogil=True)(function)  # type: ignore[return-value]  # called as the function is
     except RuntimeError:  # numba found no such folder
-        return njit(nogil=True)(function)  # type: ignore[return-value]
+        return njit(nogil=True)(function)  # type: ignore[return-value]  # as above
 
 
 def hash_table(entries: int) -> tuple[np.ndarray, np.ndarray]:

@@ -59,8 +59,8 @@ def kneser_ney(text: Text, order: int, *, prune: Sequence[int] = ()) -> Estimate
         text: `counting.number_words` makes it.
         order: words of the longest n-grams.
         prune: for n-grams of 1, 2, ... words: those that occur at most so often are dropped. The last number
-            is also that of the longer ones. `MARKS` are never dropped. What is dropped leaves its probability
-            to the shorter n-grams, so that all that follows h still sums to one.
+            is also that of the longer ones. `MARKS` are never dropped. Dropped n-grams leave their
+            probability to the shorter ones, so that the probabilities after h still sum to one.
     Raises:
         UserError: the order or the thresholds cannot be, the text has no n-grams of this order, or the memory
             does not suffice.

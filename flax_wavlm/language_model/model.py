@@ -2,7 +2,7 @@
 
 The model is an automaton. A state stands for the longest end of what was said that is an n-gram of the model,
 so it says all that the next word's probability depends on. A word leads from a state to the next one, with
-its log-probability. `advance` is compiled by numba, for the beam search; nothing else in it is.
+its log-probability. The beam search calls `advance`, so it is compiled by numba.
 
 An n-gram that nothing follows in the model, and that has no back-off weight, is no state: a shorter end of it
 says the same. So none of the longest n-grams is one, and fewer are looked up in vain.

@@ -26,7 +26,7 @@ from flax_wavlm.recognition.decoding import Hypothesis, collapse
 
 Array = jax.Array
 DEFAULTS = BeamSettings()
-SPARE = 4  # labels that differ may read the same: so many hypotheses are looked at for each one that is given
+SPARE = 4  # hypotheses of the search for each one that is given, as different labels may read the same
 
 
 @dataclass(frozen=True, eq=False)

@@ -99,7 +99,7 @@ _NO_LM = Automaton(
     words=1,
 )
 
-# What is known of a prefix.
+# A prefix, as the search keeps it.
 PREFIX = np.dtype(
     [
         ("parent", np.int32),  # the prefix without the last label; NONE: it is the first one
@@ -151,7 +151,7 @@ def word_end(found: np.ndarray, fusion: Fusion, prefix: int) -> tuple[float, int
 def followed(
     found: np.ndarray, fusion: Fusion, prefix: int, label: int
 ) -> tuple[int, int, int, float, float, float]:
-    """What is known of a prefix with a label more: state, node, hot, lm, worth and outlook."""
+    """A prefix with a label more: its state, node, hot, lm, worth and outlook, as in `PREFIX`."""
     state, node, hot = found[prefix].state, found[prefix].node, found[prefix].hot
     lm, worth, outlook = found[prefix].lm, found[prefix].worth, 0.0
     kind = fusion.kinds[label]

@@ -10,6 +10,7 @@ stands what `fusion` makes of the prefix, by which hypotheses are compared.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -72,7 +73,7 @@ class Candidates(NamedTuple):
 def _log_add(a: float, b: float) -> float:
     """log(exp(a) + exp(b))."""
     high, low = max(a, b), min(a, b)
-    return high if low == NEVER else high + np.log1p(np.exp(low - high))  # type: ignore[no-any-return]
+    return high if low == NEVER else high + math.log1p(math.exp(low - high))
 
 
 # NumPy's functions on whole arrays would take numba three times as long to compile.
@@ -333,7 +334,7 @@ def _search(
 
 @compiled
 def _judged(found: np.ndarray, fusion: Fusion, beam: Beam) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the last beam [B]: log-probabilities of labels and of words, and scores.
+    """Log-probabilities of labels and of words, and scores, of the last beam [B].
 
     A text with a delimiter behind it, and the one without, are one: the former's score is then -inf.
     """
@@ -358,7 +359,7 @@ def _without_delimiter(found: np.ndarray, fusion: Fusion, prefix: int) -> int:
     """The prefix, or the one before it where its last label is a delimiter."""
     at = found[prefix]
     if at.parent != NONE and at.label == fusion.delimiter:
-        return at.parent  # type: ignore[no-any-return]
+        return int(at.parent)
     return prefix
 
 

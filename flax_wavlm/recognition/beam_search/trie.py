@@ -28,7 +28,7 @@ class Trie(NamedTuple):
 def child(trie: Trie, node: int, label: int) -> int:
     """The node that a label leads to; `NONE` where no word goes on so."""
     at = slot(trie.keys, node * trie.labels + label)
-    return NONE if trie.keys[at] == VACANT else trie.nodes[at]  # type: ignore[no-any-return]
+    return NONE if trie.keys[at] == VACANT else int(trie.nodes[at])
 
 
 @compiled
@@ -39,7 +39,7 @@ def _grow(
     count, begin = 1, 0
     found = np.zeros(len(ends), np.int32)
     for i in range(len(ends)):
-        node = 0
+        node = ROOT
         for label in flat[begin : ends[i]]:
             at = slot(keys, node * labels + label)
             if keys[at] == VACANT:

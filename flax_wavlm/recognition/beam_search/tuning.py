@@ -58,7 +58,7 @@ class Tried(NamedTuple):
 
 
 class Tuning(NamedTuple):
-    """What was found."""
+    """The pairs that were tried, beside greedy decoding."""
 
     score: str  # the error rate's name: "wer" or "cer"
     greedy: float  # its value by greedy decoding
